@@ -1,0 +1,283 @@
+"""The recipe of the builtin models: ``python -m pipelines.builtin.train``.
+
+Four stages, each resumable: the autoencoder on endless scenes; the latents of a fixed set of scenes; the `shapes`
+denoiser together with the text encoder; then `shapes-round` and `shapes-sharp` from scratch on disjoint halves of the
+shapes, over the same frozen autoencoder and text encoder. About 100 minutes on two CPU cores.
+
+The denoisers predict v (Salimans & Ho, *Progressive Distillation for Fast Sampling of Diffusion Models*, ICLR 2022) on
+Stable Diffusion's schedule. The loss in x̂0 is weighted by min(SNR + 1, 5) (after Hang et al., *Efficient Diffusion
+Training via Min-SNR Weighting Strategy*, ICCV 2023): a scene is decided at middling noise, so that is where the effort
+goes.
+"""
+
+import argparse
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from torch import Tensor, nn
+from torch.nn import functional
+from tqdm import tqdm
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from pipelines.builtin.fitting import Plan, fit
+from pipelines.builtin.scenes import ROUND, SHAPES, SHARP, SIZE, Scene, caption, draw_scene, render
+from pipelines.builtin.vocabulary import MAX_TOKENS, write_tokenizer
+
+MODELS: Final[dict[str, tuple[str, ...]]] = {"shapes": SHAPES, "shapes-round": ROUND, "shapes-sharp": SHARP}
+SHARED: Final = ("vae", "text_encoder", "tokenizer")
+_WIDTH: Final = 64
+_KL_WEIGHT: Final = 1e-4
+_UNCONDITIONAL: Final = 0.1
+_NOISY_WORDS: Final = 0.1
+_LOSS_CAP: Final = 5.0
+_PREFIXES: Final = ("a photo of", "a picture of", "an image of", "a drawing of", "a painting with", "a picture with")
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Sizes of a run; the default is the one that made the models in the repository."""
+
+    autoencoder: Plan = Plan(steps=2000, batch=32, learning_rate=2e-3)
+    shapes: Plan = Plan(steps=11000, batch=64, learning_rate=8e-4)
+    half: Plan = Plan(steps=5500, batch=64, learning_rate=8e-4)
+    scenes: int = 60_000
+    seed: int = 0
+
+    def smoke(self) -> "Recipe":
+        """The same recipe in about a minute: it proves that every stage runs, not that it learns."""
+        tiny = {"steps": 4, "batch": 4, "warmup": 1}
+        return replace(
+            self,
+            autoencoder=replace(self.autoencoder, **tiny),
+            shapes=replace(self.shapes, **tiny),
+            half=replace(self.half, **tiny),
+            scenes=16,
+        )
+
+
+def pixels(scenes: Sequence[Scene]) -> Tensor:
+    """Rendered scenes in [−1, 1], shape (n, 3, 64, 64)."""
+    stack = np.stack([np.asarray(render(scene)) for scene in scenes])
+    return torch.from_numpy(stack).permute(0, 3, 1, 2).float().div(127.5).sub(1)
+
+
+def new_autoencoder() -> AutoencoderKL:
+    """Stable Diffusion's autoencoder in small: 64×64×3 pixels to 8×8×4 latents, 0.94 M parameters."""
+    return AutoencoderKL(
+        block_out_channels=(16, 32, 64, 64),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=8,
+        mid_block_add_attention=False,
+        sample_size=SIZE,
+    )
+
+
+def new_denoiser() -> UNet2DConditionModel:
+    """Stable Diffusion's U-Net in small: two levels, cross-attention at both, 4.2 M parameters."""
+    return UNet2DConditionModel(
+        sample_size=SIZE // 8,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(64, 128),
+        down_block_types=("CrossAttnDownBlock2D",) * 2,
+        up_block_types=("CrossAttnUpBlock2D",) * 2,
+        layers_per_block=1,
+        cross_attention_dim=_WIDTH,
+        attention_head_dim=4,  # diffusers reads this as the number of heads
+        norm_num_groups=16,
+    )
+
+
+def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """CLIP's text transformer in small: width 64, two layers."""
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=_WIDTH,
+            intermediate_size=2 * _WIDTH,
+            projection_dim=_WIDTH,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=MAX_TOKENS,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def new_scheduler() -> DDIMScheduler:
+    """Stable Diffusion's scaled-linear schedule, for v-prediction."""
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+
+
+def train_autoencoder(recipe: Recipe, work: Path) -> AutoencoderKL:
+    """Stage 1: L1 + MSE reconstruction with a light KL term; the latents' scale is measured and stored."""
+    torch.manual_seed(recipe.seed)
+    autoencoder = new_autoencoder().to(memory_format=torch.channels_last)
+    plan = recipe.autoencoder
+
+    def loss(rng: np.random.Generator) -> Tensor:
+        images = pixels([draw_scene(rng) for _ in range(plan.batch)])
+        posterior = autoencoder.encode(images).latent_dist
+        decoded = autoencoder.decode(posterior.sample()).sample
+        reconstruction = functional.l1_loss(decoded, images) + functional.mse_loss(decoded, images)
+        return reconstruction + _KL_WEIGHT * posterior.kl().mean() / posterior.mean[0].numel()
+
+    fit(autoencoder, loss, plan, checkpoint=work / "autoencoder.pt", label="autoencoder", seed=recipe.seed)
+    rng = np.random.default_rng((recipe.seed, 2**31))
+    with torch.no_grad():
+        latents = autoencoder.encode(pixels([draw_scene(rng) for _ in range(min(512, recipe.scenes))])).latent_dist.mean
+    autoencoder.register_to_config(scaling_factor=round(1 / float(latents.std()), 5))
+    return autoencoder
+
+
+def encode_scenes(autoencoder: AutoencoderKL, scenes: Sequence[Scene], cache: Path, label: str) -> Tensor:
+    """Stage 2: the scaled latents of the scenes, (n, 4, 8, 8), read from the cache if they are there."""
+    if cache.exists():
+        cached: Tensor = torch.load(cache, weights_only=True)
+        return cached
+    chunks = [scenes[i : i + 64] for i in range(0, len(scenes), 64)]
+    with torch.no_grad():
+        encoded = [autoencoder.encode(pixels(chunk)).latent_dist.mean for chunk in tqdm(chunks, desc=label)]
+    latents = torch.cat(encoded) * autoencoder.config.scaling_factor
+    torch.save(latents, cache)
+    return latents
+
+
+def noisy_words(text: str, rng: np.random.Generator) -> str:
+    """The caption behind a phrase that says nothing, or with a meaningless word in it: what users' prompts have."""
+    if rng.random() < 0.5:
+        return f"{_PREFIXES[int(rng.integers(len(_PREFIXES)))]} {text}"
+    words = text.split()
+    letters = rng.integers(ord("a"), ord("z") + 1, size=int(rng.integers(2, 7)))
+    words.insert(int(rng.integers(len(words) + 1)), "".join(chr(c) for c in letters))
+    return " ".join(words)
+
+
+def training_caption(scene: Scene, rng: np.random.Generator) -> str:
+    """A true caption, empty 10 % of the time (for guidance), with noisy words 10 % of the time."""
+    if rng.random() < _UNCONDITIONAL:
+        return ""
+    text = caption(scene, rng)
+    return noisy_words(text, rng) if rng.random() < _NOISY_WORDS else text
+
+
+def train_denoiser(
+    recipe: Recipe,
+    plan: Plan,
+    name: str,
+    autoencoder: AutoencoderKL,
+    tokenizer: CLIPTokenizer,
+    text_encoder: CLIPTextModel,
+    work: Path,
+) -> UNet2DConditionModel:
+    """Stages 3 and 4: a denoiser on the latents of its shapes; the text encoder learns too unless it is frozen."""
+    seed = recipe.seed + 1 + list(MODELS).index(name)
+    rng = np.random.default_rng((seed, 2**31))
+    scenes = [draw_scene(rng, MODELS[name]) for _ in range(recipe.scenes)]
+    latents = encode_scenes(autoencoder, scenes, work / f"{name}-latents.pt", f"{name}: latents")
+    torch.manual_seed(seed)
+    denoiser = new_denoiser().to(memory_format=torch.channels_last)
+    scheduler = new_scheduler()
+    levels = scheduler.config.num_train_timesteps
+    cumulative = scheduler.alphas_cumprod
+
+    def loss(rng: np.random.Generator) -> Tensor:
+        picked = rng.integers(len(scenes), size=plan.batch)
+        captions = [training_caption(scenes[int(i)], rng) for i in picked]
+        tokens = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        condition = text_encoder(tokens).last_hidden_state
+        clean = latents[picked]
+        noise = torch.randn_like(clean)
+        # One timestep from each of equal strata: the same distribution as uniform ones, with less variance.
+        strata = (rng.permutation(plan.batch) + rng.random(plan.batch)) / plan.batch
+        timesteps = torch.from_numpy((strata * levels).astype(np.int64))
+        noisy = scheduler.add_noise(clean, noise, timesteps)
+        velocity = scheduler.get_velocity(clean, noise, timesteps)
+        predicted = denoiser(noisy, timesteps, condition).sample
+        # ‖v − v̂‖² = (SNR + 1) ‖x_0 − x̂0‖², and SNR + 1 = 1 / (1 − ᾱ).
+        weight = ((1 - cumulative[timesteps]) * _LOSS_CAP).clamp(max=1)
+        return ((predicted - velocity).square().mean((1, 2, 3)) * weight).mean()
+
+    text_learns = next(text_encoder.parameters()).requires_grad
+    learner = nn.ModuleList([denoiser, text_encoder] if text_learns else [denoiser])
+    fit(learner, loss, plan, checkpoint=work / f"{name}.pt", label=name, seed=seed)
+    return denoiser
+
+
+def save_model(
+    folder: Path,
+    denoiser: UNet2DConditionModel,
+    autoencoder: AutoencoderKL,
+    tokenizer: CLIPTokenizer,
+    text_encoder: CLIPTextModel,
+    shared_with: Path | None,
+) -> None:
+    """Save a Stable Diffusion folder in float16 safetensors; parts shared with another model become links to it."""
+    shutil.rmtree(folder, ignore_errors=True)
+    pipeline = StableDiffusionPipeline(
+        vae=autoencoder,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=denoiser,
+        scheduler=new_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.to(torch.float16).save_pretrained(folder)
+    pipeline.to(torch.float32)
+    if shared_with is not None:
+        for part in SHARED:
+            shutil.rmtree(folder / part)
+            (folder / part).symlink_to(os.path.relpath(shared_with / part, folder), target_is_directory=True)
+
+
+def train(recipe: Recipe, work: Path, out: Path) -> None:
+    """Run every stage, resuming from what ``work`` holds, and write the models into ``out``."""
+    work.mkdir(parents=True, exist_ok=True)
+    tokenizer = write_tokenizer(work / "tokenizer")
+    autoencoder = train_autoencoder(recipe, work).requires_grad_(False)
+    torch.manual_seed(recipe.seed)
+    text_encoder = new_text_encoder(tokenizer)
+    for name in MODELS:
+        plan = recipe.shapes if name == "shapes" else recipe.half
+        denoiser = train_denoiser(recipe, plan, name, autoencoder, tokenizer, text_encoder, work)
+        text_encoder.requires_grad_(False).eval()
+        shared = None if name == "shapes" else out / "shapes"
+        save_model(out / name, denoiser, autoencoder, tokenizer, text_encoder, shared)
+
+
+def main() -> None:
+    """Parse the command line and train."""
+    parser = argparse.ArgumentParser(prog="python -m pipelines.builtin.train", description=__doc__)
+    parser.add_argument("--work", type=Path, default=Path("runs/builtin"), help="checkpoints and caches")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "models", help="where the models go")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--smoke", action="store_true", help="a minute's run that proves every stage")
+    arguments = parser.parse_args()
+    recipe = Recipe(seed=arguments.seed)
+    train(recipe.smoke() if arguments.smoke else recipe, arguments.work, arguments.out)
+
+
+if __name__ == "__main__":
+    main()
