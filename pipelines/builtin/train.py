@@ -44,9 +44,9 @@ _PREFIXES: Final = ("a photo of", "a picture of", "an image of", "a drawing of",
 class Recipe:
     """Sizes of a run; the default is the one that made the models in the repository."""
 
-    autoencoder: Plan = Plan(steps=2000, batch=32, learning_rate=2e-3)
-    shapes: Plan = Plan(steps=11000, batch=64, learning_rate=8e-4)
-    half: Plan = Plan(steps=5500, batch=64, learning_rate=8e-4)
+    autoencoder: Plan = Plan(steps=3600, batch=32, learning_rate=2e-3, ema_decay=0.99)
+    shapes: Plan = Plan(steps=10_000, batch=64, learning_rate=8e-4)
+    half: Plan = Plan(steps=4_500, batch=64, learning_rate=8e-4)
     scenes: int = 60_000
     seed: int = 0
 

@@ -1,0 +1,60 @@
+"""What can go wrong in the science.
+
+    PipelineError
+    ├── InvalidInputError        the caller asked for something that has no meaning; names the field
+    ├── UnknownModelError        no model of that name in the catalogue
+    ├── IncompatibleModelsError  models that do not share a data space cannot be composed
+    ├── CatalogError             the catalogue file itself is wrong
+    ├── ModelLoadError           a model's files are missing, truncated or of the wrong kind
+    └── NonFiniteError           sampling left the finite numbers
+
+Every message is written for the user who can mend the cause.
+"""
+
+
+class PipelineError(Exception):
+    """The root of everything that this package raises on purpose."""
+
+
+class InvalidInputError(PipelineError):
+    """A value without meaning.
+
+    Args:
+        detail: What is wrong and what is allowed.
+        field: Where it stands, as a path of keys and indices into the request, outermost first.
+    """
+
+    def __init__(self, detail: str, *, field: tuple[str | int, ...]) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.field = field
+
+
+class UnknownModelError(PipelineError):
+    """A model that the catalogue does not hold."""
+
+    def __init__(self, name: str, known: tuple[str, ...]) -> None:
+        super().__init__(f"no model named {name!r}; the catalogue holds {', '.join(known) or 'no models'}")
+        self.name = name
+        self.known = known
+
+
+class IncompatibleModelsError(PipelineError):
+    """Models whose samples live in different spaces, so that their densities cannot be compared."""
+
+    def __init__(self, spaces: dict[str, str]) -> None:
+        told = "; ".join(f"{name}: {space}" for name, space in spaces.items())
+        super().__init__(f"these models do not share a data space and cannot be composed ({told})")
+        self.spaces = spaces
+
+
+class CatalogError(PipelineError):
+    """A catalogue that cannot be read, or an entry in it that makes no sense."""
+
+
+class ModelLoadError(PipelineError):
+    """A model that cannot be loaded; names the model and the file or folder at fault."""
+
+
+class NonFiniteError(PipelineError):
+    """A sample that overflowed or became NaN."""

@@ -1,0 +1,97 @@
+"""Unconditional pixel diffusion: any folder in the layout of diffusers' DDPMPipeline."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final, Self
+
+import torch
+from diffusers import DDPMPipeline, UNet2DModel
+from torch import Tensor
+
+from pipelines.errors import InvalidInputError
+from pipelines.families.folder import CALIBRATION_FILE, count_parameters, load_pipeline, read_calibration
+from pipelines.kernel import DenoisingError
+from pipelines.model import Card, Condition, DataSpace, Shape
+from pipelines.noise import NoiseTable, noise_table
+from pipelines.prediction import Prediction, network_input, to_denoised
+
+PIPELINE: Final = "DDPMPipeline"
+# Pictures in [−1, 1] vary about half as much as unit-variance latents (Karras et al., 2022, section 5).
+_PIXEL_STD: Final = 0.5
+
+
+class Unconditional:
+    """A U-Net over pixels in [−1, 1] without any condition.
+
+    Args:
+        unet: The network.
+        table: Its noise levels.
+        prediction: What it puts out.
+        error: Its measured m(σ), None for the Gaussian fallback.
+    """
+
+    def __init__(
+        self, unet: UNet2DModel, table: NoiseTable, prediction: Prediction, error: DenoisingError | None
+    ) -> None:
+        self._unet, self._table, self._prediction = unet, table, prediction
+        size = unet.config.sample_size
+        height, width = (size, size) if isinstance(size, int) else size
+        self._card = Card(
+            space=DataSpace("pixel", unet.config.in_channels),
+            sigma_min=table.sigma_min,
+            sigma_max=table.sigma_max,
+            error=error or DenoisingError.gaussian(_PIXEL_STD, table.sigma_min, table.sigma_max),
+            width=width,
+            height=height,
+            takes_prompts=False,
+            parameters=count_parameters(unet),
+            calibrated=error is not None,
+        )
+
+    @classmethod
+    def load(cls, folder: Path, device: torch.device, dtype: torch.dtype) -> Self:
+        """Load a folder's safetensors; :class:`ModelLoadError` where it is not whole or not of this kind."""
+        pipeline = load_pipeline(folder, DDPMPipeline.from_pretrained, torch_dtype=dtype)
+        pipeline.unet.to(device).requires_grad_(False).eval()
+        scheduler = pipeline.scheduler.config
+        prediction = Prediction(scheduler.get("prediction_type", Prediction.EPSILON))
+        return cls(pipeline.unet, noise_table(scheduler), prediction, read_calibration(folder / CALIBRATION_FILE))
+
+    @property
+    def card(self) -> Card:
+        """What it is."""
+        return self._card
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return torch.device(self._unet.device)
+
+    def encode_prompts(self, texts: Sequence[str]) -> Condition:
+        """Nothing: it takes no condition; :class:`InvalidInputError` for a text that is not empty."""
+        if any(texts):
+            raise InvalidInputError("this model takes no prompts; leave it empty", field=("prompt",))
+        return {}
+
+    @torch.inference_mode()
+    def denoised(self, z: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
+        """x̂0 by one forward of the U-Net, every row at its own timestep."""
+        x = network_input(self._prediction, z, sigma).to(self._unet.dtype)
+        output = self._unet(x, self._table.timestep(sigma).to(torch.float32), return_dict=False)[0]
+        return to_denoised(self._prediction, output.to(z.dtype), z, sigma)
+
+    def sample_shape(self, width: int, height: int) -> Shape:
+        """(channels, height, width): only the size that it was trained at."""
+        if (width, height) != (self._card.width, self._card.height):
+            detail = f"this model draws {self._card.width}×{self._card.height} only, got {width}×{height}"
+            raise InvalidInputError(detail, field=("width" if width != self._card.width else "height",))
+        return self._card.space.channels, height, width
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Pixels in [−1, 1] to pictures in [0, 1], grey ones as RGB."""
+        return (z.float() / 2 + 0.5).clamp(0, 1).expand(-1, 3, -1, -1)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Pictures in [0, 1] to pixels in [−1, 1], by their mean where the model is grey."""
+        pixels = images.to(self.device).float() * 2 - 1
+        return pixels if self._card.space.channels == 3 else pixels.mean(1, keepdim=True)

@@ -1,0 +1,392 @@
+"""The sampler: from an expression to samples of its superposition.
+
+:func:`prepare` fixes everything that a request's course depends on; :func:`evaluate` asks the networks, once per model;
+:func:`step` is pure arithmetic. All three take many requests at once, each at its own progress; :func:`sample` is the
+plain loop over one.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from pipelines.composition import And, Average, Expression, Or, Product, Prompt, leaves
+from pipelines.errors import IncompatibleModelsError, InvalidInputError, NonFiniteError
+from pipelines.kernel import Kernel, transitions
+from pipelines.model import Condition, Model
+from pipelines.noise import karras_sigmas
+from pipelines.superposition import Operator, Rule, superpose
+
+SEED_LIMIT: Final = 2**53
+MAX_STEPS: Final = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How to sample.
+
+    Attributes:
+        steps: N, the number of network calls; 1 to 1000.
+        guidance_scale: w of classifier-free guidance; 1 is none.
+        seed: In [0, 2**53). Image i is drawn from seed + i, so n images at once equal n single ones.
+        num_images: n ≥ 1.
+        width: Of the pictures, in pixels; None for the first model's native size.
+        height: Likewise.
+        kernel: Which transition kernel.
+        negative_prompt: What guidance leads away from; empty for the unconditional branch.
+    """
+
+    steps: int = 25
+    guidance_scale: float = 4.0
+    seed: int = 0
+    num_images: int = 1
+    width: int | None = None
+    height: int | None = None
+    kernel: Kernel = Kernel.CALIBRATED
+    negative_prompt: str = ""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.steps <= MAX_STEPS:
+            raise InvalidInputError(f"steps must be 1 to {MAX_STEPS}, got {self.steps}", field=("steps",))
+        if not 0 <= self.seed < SEED_LIMIT:
+            raise InvalidInputError(f"seed must be 0 to {SEED_LIMIT - 1}, got {self.seed}", field=("seed",))
+        if self.num_images < 1:
+            raise InvalidInputError(f"num_images must be at least 1, got {self.num_images}", field=("num_images",))
+
+
+def image_seed(seed: int, index: int) -> int:
+    """The seed of image ``index`` of a request: the one with which a request of one image draws the same."""
+    return (seed + index) % SEED_LIMIT
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """The σ grid and the kernel's (h, v) of every step; float64, on the CPU."""
+
+    sigmas: Tensor
+    h: Tensor
+    v: Tensor
+
+    @property
+    def steps(self) -> int:
+        """N."""
+        return len(self.h)
+
+    def at(self, index: int) -> tuple[float, float, float]:
+        """(σ_t, h, v) of a step."""
+        return float(self.sigmas[index]), float(self.h[index]), float(self.v[index])
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Which networks a request asks, and where the answers go.
+
+    Attributes:
+        rows: The distinct (model, text) pairs: what is computed for every image at every step.
+        slots: For each of the M components, then of the P unconditional branches, the index of its row.
+    """
+
+    rows: tuple[Prompt, ...]
+    slots: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SamplerState:
+    """One request on its way; B images with M components.
+
+    Attributes:
+        z: (B, …) samples in variance-exploding coordinates, float32, on the device.
+        log_q: (B, M) float64, log-densities so far in nats, from log N(z_T; 0, σ_max²) on.
+        weight_sum: (B, M) float64, Σ κ over the steps taken.
+        index: Steps taken.
+        schedule: The course.
+        layout: The networks asked.
+        conditions: One condition of one row for each of the layout's rows.
+        rule: B rows.
+    """
+
+    z: Tensor
+    log_q: Tensor
+    weight_sum: Tensor
+    index: int
+    schedule: Schedule
+    layout: Layout
+    conditions: tuple[Condition, ...]
+    rule: Rule = field(repr=False)
+
+    @property
+    def done(self) -> bool:
+        """Whether the last step is taken."""
+        return self.index == self.schedule.steps
+
+    @property
+    def mean_weights(self) -> Tensor:
+        """(B, M) float64, the mean κ over the steps taken."""
+        return self.weight_sum / max(1, self.index)
+
+
+def lay_out(expression: Expression, params: SamplingParams) -> tuple[Layout, list[int]]:
+    """The layout of a request, and for each component the index of its unconditional branch (empty without any).
+
+    The branches are those of the components' models under the negative prompt, one a model; they are left out where
+    guidance 1 makes them vanish.
+    """
+    terms = leaves(expression)
+    guided = params.guidance_scale != 1 or isinstance(expression, Product)
+    models = list(dict.fromkeys(term.model for term in terms)) if guided else []
+    branches = [Prompt(params.negative_prompt, model) for model in models]
+    rows = tuple(dict.fromkeys([*terms, *branches]))
+    layout = Layout(rows, tuple(rows.index(slot) for slot in [*terms, *branches]))
+    return layout, [models.index(term.model) for term in terms] if guided else []
+
+
+def rule_of(expression: Expression, branches: Sequence[int], params: SamplingParams, images: int) -> Rule:
+    """The superposition rule of a request, one line an image."""
+    terms = leaves(expression)
+    count = len(terms)
+    temperature = 1.0
+    numbers: Sequence[float]
+    match expression:
+        case Or(temperature=t, biases=biases):
+            operator, numbers, temperature = Operator.OR, biases or [0.0] * count, t
+        case And(lifts=lifts):
+            # The last step adds no noise and changes no density, so the others share the lift.
+            noisy = max(1, params.steps - 1)
+            operator, numbers = Operator.AND, [lift / noisy for lift in lifts or [0.0] * count]
+        case Average(weights=weights):
+            total = sum(weights) if weights else count
+            operator, numbers = Operator.AVERAGE, [w / total for w in weights or [1.0] * count]
+        case Product(weights=weights):
+            operator, numbers = Operator.PRODUCT, weights or [1.0] * count
+        case Prompt():
+            operator, numbers = Operator.AVERAGE, [1.0]
+    width = max(branches, default=-1) + 1
+    branch = torch.zeros(count, width, dtype=torch.float64)
+    for i, p in enumerate(branches):
+        branch[i, p] = 1
+    return Rule(
+        torch.full((images,), int(operator)),
+        torch.ones(images, count, dtype=torch.bool),
+        torch.tensor(numbers, dtype=torch.float64).expand(images, -1),
+        torch.full((images,), temperature, dtype=torch.float64),
+        torch.full((images,), params.guidance_scale, dtype=torch.float64),
+        branch.expand(images, -1, -1),
+    )
+
+
+def make_schedule(params: SamplingParams, models: Sequence[Model]) -> Schedule:
+    """Karras's grid over the noise levels that all models know, with the mean of their denoising errors."""
+    low = max(model.card.sigma_min for model in models)
+    high = min(model.card.sigma_max for model in models)
+    sigmas = karras_sigmas(params.steps, low, high)
+    error = torch.stack([model.card.error(sigmas[:-1]) for model in models]).mean(0)
+    return Schedule(sigmas, *transitions(params.kernel, sigmas, error))
+
+
+def check(expression: Expression, params: SamplingParams, models: Mapping[str, Model]) -> None:
+    """Refuse what has no meaning: models without a common data space, prompts that a model cannot read, densities
+    without noise, a size that a model does not have.
+    """
+    terms = leaves(expression)
+    spaces = {term.model: models[term.model].card.space for term in terms}
+    if len(set(spaces.values())) > 1:
+        raise IncompatibleModelsError({name: str(space) for name, space in spaces.items()})
+    for i, term in enumerate(terms):
+        if term.text and not models[term.model].card.takes_prompts:
+            detail = f"the model {term.model!r} takes no prompts; leave it empty"
+            raise InvalidInputError(detail, field=("components", i, "prompt"))
+    if params.kernel is Kernel.DETERMINISTIC and isinstance(expression, Or | And) and len(terms) > 1:
+        allowed = ", ".join(kernel for kernel in Kernel if kernel is not Kernel.DETERMINISTIC)
+        detail = f"the deterministic kernel has no density to weigh components by; allowed are {allowed}"
+        raise InvalidInputError(detail, field=("kernel",))
+    sample_shape(params, models[terms[0].model])
+
+
+def sample_shape(params: SamplingParams, model: Model) -> tuple[int, ...]:
+    """The shape of one sample of a request."""
+    return model.sample_shape(params.width or model.card.width, params.height or model.card.height)
+
+
+class NoiseSource:
+    """The noise of a request's images: one CPU generator an image, float32, so that the same seed draws the same on
+    every device and in every company.
+    """
+
+    def __init__(self, params: SamplingParams, shape: tuple[int, ...]) -> None:
+        self._shape = shape
+        self._generators = [
+            torch.Generator().manual_seed(image_seed(params.seed, i)) for i in range(params.num_images)
+        ]
+
+    def draw(self) -> Tensor:
+        """The next (B, …) standard normal numbers, on the CPU."""
+        return torch.stack([torch.randn(self._shape, generator=g) for g in self._generators])
+
+
+def prepare(
+    expression: Expression,
+    params: SamplingParams,
+    models: Mapping[str, Model],
+    noise: Tensor,
+    encode: Callable[[Prompt], Condition] | None = None,
+) -> SamplerState:
+    """The state before the first step.
+
+    Args:
+        expression: What to compose.
+        params: How.
+        models: The loaded models by name; at least those that the expression names.
+        noise: (B, …) the first draw.
+        encode: Gives the condition of a row; for a cache in between. The default asks the row's model.
+    """
+    check(expression, params, models)
+    layout, branches = lay_out(expression, params)
+    rule = rule_of(expression, branches, params, len(noise))
+    schedule = make_schedule(params, [models[name] for name in dict.fromkeys(row.model for row in layout.rows)])
+    sigma_max = float(schedule.sigmas[0])
+    device = models[layout.rows[0].model].device
+    start = torch.distributions.Normal(0.0, sigma_max).log_prob(noise.double() * sigma_max).flatten(1).sum(1)
+    return SamplerState(
+        z=(noise * sigma_max).to(device),
+        log_q=start.unsqueeze(1).expand(-1, rule.components).to(device),
+        weight_sum=torch.zeros(len(noise), rule.components, dtype=torch.float64, device=device),
+        index=0,
+        schedule=schedule,
+        layout=layout,
+        conditions=tuple((encode or _encoder(models))(row) for row in layout.rows),
+        rule=rule.to(device),
+    )
+
+
+def _encoder(models: Mapping[str, Model]) -> Callable[[Prompt], Condition]:
+    return lambda row: models[row.model].encode_prompts([row.text])
+
+
+@torch.inference_mode()
+def evaluate(states: Sequence[SamplerState], models: Mapping[str, Model]) -> list[Tensor]:
+    """x̂0 of every row of every state: one forward per model.
+
+    Returns:
+        For each state (B, M + P, …): its components, then its unconditional branches.
+    """
+    answers: list[list[Tensor]] = [[state.z] * len(state.layout.rows) for state in states]
+    asked: dict[str, list[tuple[int, int]]] = {}
+    for i, state in enumerate(states):
+        for j, row in enumerate(state.layout.rows):
+            asked.setdefault(row.model, []).append((i, j))
+    for name, places in asked.items():
+        sizes = [len(states[i].z) for i, _ in places]
+        z = torch.cat([states[i].z for i, _ in places])
+        levels = [float(states[i].schedule.sigmas[states[i].index]) for i, _ in places]
+        sigma = torch.tensor(levels, dtype=torch.float64).repeat_interleave(torch.tensor(sizes)).to(z.device)
+        condition = collate([(states[i].conditions[j], size) for (i, j), size in zip(places, sizes, strict=True)])
+        outputs = models[name].denoised(z, sigma, condition).split(sizes)
+        for (i, j), output in zip(places, outputs, strict=True):
+            answers[i][j] = output
+    return [
+        torch.stack([rows[slot] for slot in state.layout.slots], dim=1)
+        for state, rows in zip(states, answers, strict=True)
+    ]
+
+
+def collate(conditions: Sequence[tuple[Condition, int]]) -> Condition:
+    """One condition out of single rows, each repeated as often as its number says."""
+    keys = conditions[0][0].keys()
+    return {key: torch.cat([c[key].expand(n, *c[key].shape[1:]) for c, n in conditions]) for key in keys}
+
+
+@torch.inference_mode()
+def step(states: Sequence[SamplerState], denoised: Sequence[Tensor], noise: Sequence[Tensor]) -> list[SamplerState]:
+    """The states one step further; pure, one batched superposition for all.
+
+    Args:
+        states: Not done, of one sample shape, on one device.
+        denoised: What :func:`evaluate` gave for them.
+        noise: For each state (B, …) standard normal numbers.
+    """
+    sizes = [len(state.z) for state in states]
+    device = states[0].z.device
+    rule = Rule.join([state.rule for state in states])
+    m, p = rule.components, rule.unconditionals
+    course = torch.tensor([state.schedule.at(state.index) for state in states], dtype=torch.float64)
+    sigma, h, v = course.repeat_interleave(torch.tensor(sizes), dim=0).to(device).unbind(1)
+    taken = superpose(
+        torch.cat([state.z for state in states]),
+        torch.cat([functional.pad(state.log_q, (0, m - state.log_q.shape[1])) for state in states]),
+        torch.cat([_widened(d, state.rule, m, p) for d, state in zip(denoised, states, strict=True)]),
+        torch.cat([n.to(device, non_blocking=True) for n in noise]).to(states[0].z),
+        sigma,
+        h,
+        v,
+        rule,
+    )
+    moved = []
+    for state, z, log_q, weights in zip(states, *(part.split(sizes) for part in taken), strict=True):
+        width = state.rule.components
+        total = state.weight_sum + weights[:, :width]
+        moved.append(replace(state, z=z, log_q=log_q[:, :width], weight_sum=total, index=state.index + 1))
+    return moved
+
+
+def _widened(denoised: Tensor, rule: Rule, components: int, unconditionals: int) -> Tensor:
+    """(B, M + P, …) with the components padded to ``components`` and the branches to ``unconditionals``."""
+    own = rule.components
+    missing = components - own, unconditionals - rule.unconditionals
+    if missing == (0, 0):
+        return denoised
+    filler = denoised[:, :1]
+    parts = [denoised[:, :own], filler.expand(-1, missing[0], *filler.shape[2:])]
+    parts += [denoised[:, own:], filler.expand(-1, missing[1], *filler.shape[2:])]
+    return torch.cat(parts, dim=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """What came out; B images with M components.
+
+    Attributes:
+        z: (B, …) clean samples.
+        log_density: (B, M) float64, log q_i of each image at the grid's smallest σ, in nats.
+        mean_weights: (B, M) float64, the mean κ over all steps.
+    """
+
+    z: Tensor
+    log_density: Tensor
+    mean_weights: Tensor
+
+
+Progress = Callable[[SamplerState], None]
+
+
+def finish(state: SamplerState) -> Samples:
+    """The outcome of a state that is done; :class:`NonFiniteError` where it left the finite numbers."""
+    if not bool(torch.isfinite(state.z).all()):
+        detail = "the sample overflowed; a lower guidance scale, smaller weights or more steps may help"
+        raise NonFiniteError(detail)
+    return Samples(state.z, state.log_q, state.mean_weights)
+
+
+def sample(
+    expression: Expression, params: SamplingParams, models: Mapping[str, Model], progress: Progress | None = None
+) -> Samples:
+    """Sample one request from start to end: the plain reference loop.
+
+    Args:
+        expression: What to compose.
+        params: How.
+        models: The loaded models by name.
+        progress: Called with the state after every step.
+    """
+    check(expression, params, models)
+    source = NoiseSource(params, sample_shape(params, models[leaves(expression)[0].model]))
+    state = prepare(expression, params, models, source.draw())
+    while not state.done:
+        # The last step adds no noise, so none is drawn for it.
+        noise = source.draw() if state.index < state.schedule.steps - 1 else torch.zeros_like(state.z)
+        (state,) = step([state], evaluate([state], models), [noise])
+        if progress is not None:
+            progress(state)
+    return finish(state)
