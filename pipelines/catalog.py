@@ -65,7 +65,7 @@ class Entry:
 
     @classmethod
     def parse(cls, name: str, table: Mapping[str, Any], base: Path) -> Self:
-        """Read one ``[models.NAME]`` table; paths are relative to ``base``. :class:`CatalogError` says what is wrong."""
+        """Read one ``[models.NAME]`` table, paths relative to ``base``; :class:`CatalogError` says what is wrong."""
         allowed = ("source", "family", "dtype", "device")
         for key, value in table.items():
             if key not in allowed or not isinstance(value, str):
@@ -173,7 +173,7 @@ class Catalog:
             _, load = families[entry.family]
         else:
             found = pipeline_class(entry.folder)
-            loaders = {name: loader for name, loader in families.values()}
+            loaders = dict(families.values())
             if found not in loaders:
                 raise ModelLoadError(f"{entry.name}: no family loads a {found}; known are {', '.join(loaders)}")
             load = loaders[found]

@@ -5,6 +5,7 @@
 plain loop over one.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -18,7 +19,7 @@ from pipelines.errors import IncompatibleModelsError, InvalidInputError, NonFini
 from pipelines.kernel import Kernel, transitions
 from pipelines.model import Condition, Model
 from pipelines.noise import karras_sigmas
-from pipelines.superposition import Operator, Rule, superpose
+from pipelines.superposition import Operator, Rule, Step, superpose
 
 SEED_LIMIT: Final = 2**53
 MAX_STEPS: Final = 1000
@@ -100,6 +101,7 @@ class SamplerState:
     Attributes:
         z: (B, …) samples in variance-exploding coordinates, float32, on the device.
         log_q: (B, M) float64, log-densities so far in nats, from log N(z_T; 0, σ_max²) on.
+        weights: (B, M) float64, κ of the last step taken.
         weight_sum: (B, M) float64, Σ κ over the steps taken.
         index: Steps taken.
         schedule: The course.
@@ -110,6 +112,7 @@ class SamplerState:
 
     z: Tensor
     log_q: Tensor
+    weights: Tensor
     weight_sum: Tensor
     index: int
     schedule: Schedule
@@ -217,9 +220,7 @@ class NoiseSource:
 
     def __init__(self, params: SamplingParams, shape: tuple[int, ...]) -> None:
         self._shape = shape
-        self._generators = [
-            torch.Generator().manual_seed(image_seed(params.seed, i)) for i in range(params.num_images)
-        ]
+        self._generators = [torch.Generator().manual_seed(image_seed(params.seed, i)) for i in range(params.num_images)]
 
     def draw(self) -> Tensor:
         """The next (B, …) standard normal numbers, on the CPU."""
@@ -248,11 +249,14 @@ def prepare(
     schedule = make_schedule(params, [models[name] for name in dict.fromkeys(row.model for row in layout.rows)])
     sigma_max = float(schedule.sigmas[0])
     device = models[layout.rows[0].model].device
-    start = torch.distributions.Normal(0.0, sigma_max).log_prob(noise.double() * sigma_max).flatten(1).sum(1)
+    zeros = torch.zeros(len(noise), rule.components, dtype=torch.float64, device=device)
+    # log N(z_T; 0, σ_max² I): at σ_max every component is this one Gaussian.
+    start = -noise.double().square().flatten(1).sum(1) / 2 - noise[0].numel() / 2 * math.log(2 * math.pi * sigma_max**2)
     return SamplerState(
         z=(noise * sigma_max).to(device),
         log_q=start.unsqueeze(1).expand(-1, rule.components).to(device),
-        weight_sum=torch.zeros(len(noise), rule.components, dtype=torch.float64, device=device),
+        weights=zeros,
+        weight_sum=zeros,
         index=0,
         schedule=schedule,
         layout=layout,
@@ -323,12 +327,24 @@ def step(states: Sequence[SamplerState], denoised: Sequence[Tensor], noise: Sequ
         v,
         rule,
     )
-    moved = []
-    for state, z, log_q, weights in zip(states, *(part.split(sizes) for part in taken), strict=True):
-        width = state.rule.components
-        total = state.weight_sum + weights[:, :width]
-        moved.append(replace(state, z=z, log_q=log_q[:, :width], weight_sum=total, index=state.index + 1))
-    return moved
+    return [
+        _moved(state, Step(*parts))
+        for state, *parts in zip(states, *(part.split(sizes) for part in taken), strict=True)
+    ]
+
+
+def _moved(state: SamplerState, taken: Step) -> SamplerState:
+    """The state after its own part of a batched step."""
+    width = state.rule.components
+    weights = taken.weights[:, :width]
+    return replace(
+        state,
+        z=taken.z,
+        log_q=taken.log_q[:, :width],
+        weights=weights,
+        weight_sum=state.weight_sum + weights,
+        index=state.index + 1,
+    )
 
 
 def _widened(denoised: Tensor, rule: Rule, components: int, unconditionals: int) -> Tensor:

@@ -36,7 +36,12 @@ from typing import Final, NamedTuple, Self
 import torch
 from torch import Tensor
 
-_RIDGE: Final = 1e-13
+# Relative to the Gram matrix: small enough for two refinements to undo wherever components differ at all, large enough
+# to hold float64's rounding down where they do not.
+_RIDGE: Final = 1e-9
+# Relative to the offsets' own squares: where float32 rows stop telling components apart.
+_ROUNDING: Final = 1e-13
+_REFINEMENTS: Final = 2
 
 
 class Operator(IntEnum):
@@ -94,15 +99,16 @@ class Rule:
 
     def to(self, device: torch.device | str) -> Self:
         """The same rules on a device."""
-        return type(self)(*(t.to(device, non_blocking=True) for t in self._tensors()))
+        return type(self)(*(t.to(device, non_blocking=True) for t in self.tensors()))
 
     @classmethod
     def join(cls, rules: "list[Self]") -> Self:
         """One batch out of several, padded to the widest."""
         m, p = max(r.components for r in rules), max(r.unconditionals for r in rules)
-        return cls(*(torch.cat(parts) for parts in zip(*(r.padded(m, p)._tensors() for r in rules), strict=True)))
+        return cls(*(torch.cat(parts) for parts in zip(*(r.padded(m, p).tensors() for r in rules), strict=True)))
 
-    def _tensors(self) -> tuple[Tensor, ...]:
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Every attribute, in order."""
         return self.operator, self.active, self.numbers, self.temperature, self.guidance, self.branch
 
 
@@ -162,16 +168,16 @@ def superpose(
         dim=1,
     )
     gram = (rows @ rows.mT).double()
-    weights, coefficients = _weights(gram, log_q, h, v, rule)
+    weights, coefficients = _weights(gram, log_q, v, rule)
     log_q = log_q + _increments(gram, coefficients, h, v, rule, flat.shape[1])
     moved = torch.bmm(coefficients.to(flat).unsqueeze(1), rows).squeeze(1)
     return Step((flat + moved).reshape(z.shape), log_q, weights)
 
 
-def _weights(gram: Tensor, log_q: Tensor, h: Tensor, v: Tensor, rule: Rule) -> tuple[Tensor, Tensor]:
+def _weights(gram: Tensor, log_q: Tensor, v: Tensor, rule: Rule) -> tuple[Tensor, Tensor]:
     """κ, (B, M), and the coefficients of d over the rows, (B, M + P + 2)."""
     operator, guidance = rule.operator.unsqueeze(1), rule.guidance.unsqueeze(1)
-    equal = rule.active / rule.active.sum(1, keepdim=True)
+    equal = rule.active.double() / rule.active.sum(1, keepdim=True)
     tempered = (rule.temperature.unsqueeze(1) * log_q + rule.numbers).masked_fill(~rule.active, -torch.inf)
     weights = torch.where(operator == Operator.OR, tempered.softmax(1), rule.numbers)
     weights = torch.where(operator == Operator.AND, _balanced(gram, equal, v, rule), weights)
@@ -188,8 +194,8 @@ def _balanced(gram: Tensor, equal: Tensor, v: Tensor, rule: Rule) -> Tensor:
 
     With d = m + (1 − w) Ū + w Σ_j x_j C_j + n, the condition <d − m, C_i> = |C_i|²/2 + v L_i + const reads
     w G x = P r for G = C Cᵀ, P the centring, r_i = |C_i|²/2 + v L_i + (w − 1) <Ū, C_i> − <n, C_i>.
-    G is singular along 1 (the C_i sum to zero) and wherever components coincide. A ridge at the rounding level of the
-    rows picks the least solution there, so that equal components get equal weights.
+    G is singular along 1 (the C_i sum to zero) and wherever components coincide. A ridge picks the least solution
+    there, so that equal components get equal weights; iterated, its bias elsewhere falls to (ridge/eigenvalue)³.
     """
     m, p = rule.components, rule.unconditionals
     inner = gram[:, :m, :m]
@@ -200,14 +206,18 @@ def _balanced(gram: Tensor, equal: Tensor, v: Tensor, rule: Rule) -> Tensor:
     wanted = wanted + (rule.guidance.unsqueeze(1) - 1) * unconditional - gram[:, :m, m + p]
     centred = (wanted - (wanted * equal).sum(1, keepdim=True)) * rule.active
     trace = squares.sum(1)
-    # 1e-13 of the offsets' own size is where float32 rows stop telling components apart.
-    ridge = _RIDGE * (trace + gram[:, -1, -1]) + torch.finfo(gram.dtype).tiny
+    ridge = _RIDGE * trace + _ROUNDING * gram[:, -1, -1] + torch.finfo(gram.dtype).tiny
     along_ones = (trace + ridge)[:, None, None] * equal.unsqueeze(2) * rule.active.unsqueeze(1)
     diagonal = torch.where(rule.active, ridge.unsqueeze(1), 1.0)
-    factor, _ = torch.linalg.cholesky_ex(inner + along_ones + torch.diag_embed(diagonal))
+    system = inner + along_ones
+    factor, _ = torch.linalg.cholesky_ex(system + torch.diag_embed(diagonal))
+    wanted = centred.unsqueeze(2)
+    solution = torch.cholesky_solve(wanted, factor)
+    for _ in range(_REFINEMENTS):
+        solution = solution + torch.cholesky_solve(wanted - system @ solution, factor)
+    solution = solution.squeeze(2)
     # Guidance 0 follows the unconditional branch whatever κ is: no weights can balance it, so they stay equal.
     steerable = rule.guidance.unsqueeze(1) != 0
-    solution = torch.cholesky_solve(centred.unsqueeze(2), factor).squeeze(2)
     return equal + torch.where(steerable, solution / torch.where(steerable, rule.guidance.unsqueeze(1), 1.0), 0.0)
 
 

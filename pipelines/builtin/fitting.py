@@ -72,7 +72,7 @@ def fit(
         for group in optimiser.param_groups:
             group["lr"] = plan.learning_rate * plan.rate(step)
         value = loss(rng)
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()
         nn.utils.clip_grad_norm_(module.parameters(), _CLIP_NORM)
         optimiser.step()
         optimiser.zero_grad()

@@ -3,8 +3,8 @@
 It knows nothing of any network. A pixel belongs to the nearest colour of the palette or to the ground; a connected
 patch of one colour is a thing; its kind is read from two numbers that neither size nor tilt change:
 
-    solidity   area / area of the convex hull                       star 0.5–0.6, the others above 0.83 with pixelated edges
-    roundness  area / area of the circle about the centroid          circle 1, square 2/π, triangle 0.41
+    solidity   area / area of the convex hull              star 0.5–0.6, the others above 0.83
+    roundness  area / area of the circle about the centroid    circle 1, square 2/π, triangle 0.41
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from scipy.spatial import ConvexHull, QhullError
 from pipelines.builtin.scenes import COLOURS, MAX_OBJECTS, SHAPES
 
 _GROUND_LEVELS: Final = (200, 228, 255)
-_SPECK: Final = 24
+_SPECK: Final = 36
 _LARGEST: Final = 700
 _STAR_SOLIDITY: Final = (0.42, 0.70)
 _SOLID: Final = 0.79

@@ -40,13 +40,18 @@ _LOSS_CAP: Final = 5.0
 _PREFIXES: Final = ("a photo of", "a picture of", "an image of", "a drawing of", "a painting with", "a picture with")
 
 
+_AUTOENCODER: Final = Plan(steps=3_600, batch=32, learning_rate=2e-3, ema_decay=0.99)
+_SHAPES: Final = Plan(steps=10_000, batch=64, learning_rate=8e-4)
+_HALF: Final = Plan(steps=4_500, batch=64, learning_rate=8e-4)
+
+
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """Sizes of a run; the default is the one that made the models in the repository."""
 
-    autoencoder: Plan = Plan(steps=3600, batch=32, learning_rate=2e-3, ema_decay=0.99)
-    shapes: Plan = Plan(steps=10_000, batch=64, learning_rate=8e-4)
-    half: Plan = Plan(steps=4_500, batch=64, learning_rate=8e-4)
+    autoencoder: Plan = _AUTOENCODER
+    shapes: Plan = _SHAPES
+    half: Plan = _HALF
     scenes: int = 60_000
     seed: int = 0
 
@@ -140,7 +145,8 @@ def train_autoencoder(recipe: Recipe, work: Path) -> AutoencoderKL:
         posterior = autoencoder.encode(images).latent_dist
         decoded = autoencoder.decode(posterior.sample()).sample
         reconstruction = functional.l1_loss(decoded, images) + functional.mse_loss(decoded, images)
-        return reconstruction + _KL_WEIGHT * posterior.kl().mean() / posterior.mean[0].numel()
+        total: Tensor = reconstruction + _KL_WEIGHT * posterior.kl().mean() / posterior.mean[0].numel()
+        return total
 
     fit(autoencoder, loss, plan, checkpoint=work / "autoencoder.pt", label="autoencoder", seed=recipe.seed)
     rng = np.random.default_rng((recipe.seed, 2**31))
@@ -158,7 +164,7 @@ def encode_scenes(autoencoder: AutoencoderKL, scenes: Sequence[Scene], cache: Pa
     chunks = [scenes[i : i + 64] for i in range(0, len(scenes), 64)]
     with torch.no_grad():
         encoded = [autoencoder.encode(pixels(chunk)).latent_dist.mean for chunk in tqdm(chunks, desc=label)]
-    latents = torch.cat(encoded) * autoencoder.config.scaling_factor
+    latents: Tensor = torch.cat(encoded) * autoencoder.config.scaling_factor
     torch.save(latents, cache)
     return latents
 
@@ -216,7 +222,8 @@ def train_denoiser(
         predicted = denoiser(noisy, timesteps, condition).sample
         # ‖v − v̂‖² = (SNR + 1) ‖x_0 − x̂0‖², and SNR + 1 = 1 / (1 − ᾱ).
         weight = ((1 - cumulative[timesteps]) * _LOSS_CAP).clamp(max=1)
-        return ((predicted - velocity).square().mean((1, 2, 3)) * weight).mean()
+        mean: Tensor = ((predicted - velocity).square().mean((1, 2, 3)) * weight).mean()
+        return mean
 
     text_learns = next(text_encoder.parameters()).requires_grad
     learner = nn.ModuleList([denoiser, text_encoder] if text_learns else [denoiser])

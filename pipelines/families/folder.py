@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import torch
 
@@ -13,6 +13,7 @@ from pipelines.kernel import DenoisingError
 
 CALIBRATION_FILE: Final = "calibration.json"
 _CHUNK: Final = 1 << 20
+_P = TypeVar("_P")
 
 
 def pipeline_class(folder: Path) -> str:
@@ -27,7 +28,7 @@ def pipeline_class(folder: Path) -> str:
     return str(name)
 
 
-def load_pipeline[P](folder: Path, load: Callable[..., P], **options: Any) -> P:
+def load_pipeline(folder: Path, load: Callable[..., _P], **options: Any) -> _P:
     """Call a diffusers ``from_pretrained`` on local safetensors only; every failure becomes :class:`ModelLoadError`."""
     try:
         return load(folder, local_files_only=True, use_safetensors=True, **options)

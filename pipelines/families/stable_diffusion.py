@@ -112,7 +112,8 @@ class StableDiffusion:
     def decode(self, z: Tensor) -> Tensor:
         """Latents to pictures in [0, 1], float32."""
         latents = (z / self._vae.config.scaling_factor).to(self._vae.dtype)
-        return (self._vae.decode(latents, return_dict=False)[0].float() / 2 + 0.5).clamp(0, 1)
+        pixels: Tensor = self._vae.decode(latents, return_dict=False)[0].float()
+        return (pixels / 2 + 0.5).clamp(0, 1)
 
     @torch.inference_mode()
     def encode(self, images: Tensor) -> Tensor:

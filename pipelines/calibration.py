@@ -1,0 +1,55 @@
+"""Measuring a model's denoising error where no data are at hand: on what the model itself draws."""
+
+from collections.abc import Sequence
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from pipelines.composition import Prompt
+from pipelines.kernel import DenoisingError, measure_denoising_error
+from pipelines.model import Condition, Model
+from pipelines.sampler import SamplingParams, collate, sample
+
+LEVELS: Final = 32
+_NAME: Final = "model"
+
+
+def calibration_levels(model: Model) -> Tensor:
+    """The levels to measure at: (32,) float64, equally spaced in log σ over what the model knows."""
+    low, high = torch.tensor([model.card.sigma_min, model.card.sigma_max], dtype=torch.float64).log().tolist()
+    return torch.linspace(low, high, LEVELS, dtype=torch.float64).exp()
+
+
+def calibrate_on_samples(model: Model, clean: Tensor, condition: Condition, seed: int = 0) -> DenoisingError:
+    """m(σ) on given clean samples with a condition row for each.
+
+    Args:
+        model: Whose error to measure.
+        clean: (B, …) samples.
+        condition: B rows.
+        seed: Of the noise.
+    """
+    return measure_denoising_error(
+        lambda z, sigma: model.denoised(z, sigma, condition),
+        clean,
+        calibration_levels(model),
+        torch.Generator().manual_seed(seed),
+    )
+
+
+def calibrate_on_own_samples(
+    model: Model, prompts: Sequence[str], *, images: int = 64, steps: int = 50, seed: int = 0
+) -> DenoisingError:
+    """m(σ) on samples that the model draws without guidance, as many of each prompt.
+
+    Drawn samples are a little easier to denoise than data, so the curve is a little low; it is still the model's own,
+    where the Gaussian fallback knows nothing of it.
+    """
+    each = max(1, images // len(prompts))
+    clean, conditions = [], []
+    for i, prompt in enumerate(prompts):
+        params = SamplingParams(steps=steps, guidance_scale=1.0, seed=seed + i * each, num_images=each)
+        clean.append(sample(Prompt(prompt, _NAME), params, {_NAME: model}).z)
+        conditions.append((model.encode_prompts([prompt]), each))
+    return calibrate_on_samples(model, torch.cat(clean), collate(conditions), seed)

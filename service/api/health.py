@@ -1,0 +1,35 @@
+"""Whether the service lives, and whether it is ready."""
+
+from http import HTTPStatus
+
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from service.errors import Problem
+from service.schemas import Health
+from service.services import ServicesDep
+
+router = APIRouter(tags=["health"])
+
+
+@router.get("/healthz", responses={503: {"model": Problem}})
+async def healthz(services: ServicesDep) -> Health:
+    """200 while the engine's thread runs."""
+    if not services.engine.alive:
+        raise HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, "the engine has stopped")
+    return Health(status="ok")
+
+
+@router.get("/readyz", responses={503: {"model": Problem}})
+async def readyz(services: ServicesDep) -> Health:
+    """200 once the models are loaded."""
+    if not services.ready.is_set():
+        raise HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, "models are still being loaded")
+    return Health(status="ready")
+
+
+@router.get("/", include_in_schema=False)
+async def root() -> JSONResponse:
+    """Where to go from here."""
+    return JSONResponse({"name": "superdiff-serve", "docs": "/docs", "models": "/v1/models"})

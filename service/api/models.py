@@ -1,0 +1,49 @@
+"""The catalogue over HTTP."""
+
+from dataclasses import asdict
+
+from fastapi import APIRouter
+
+from pipelines.catalog import Catalog
+from service.errors import Problem
+from service.schemas import ModelInfo, ModelList, Space
+from service.services import ServicesDep
+
+router = APIRouter(prefix="/v1", tags=["models"])
+
+
+@router.get("/models")
+async def list_models(services: ServicesDep) -> ModelList:
+    """Every model of the catalogue: its data space, its sizes, with which others it composes."""
+    return ModelList(data=[_info(services.catalog, name) for name in services.catalog.names])
+
+
+@router.get("/models/{name}", responses={404: {"model": Problem}})
+async def get_model(name: str, services: ServicesDep) -> ModelInfo:
+    """One model."""
+    return _info(services.catalog, name)
+
+
+def _info(catalog: Catalog, name: str) -> ModelInfo:
+    entry = catalog.entry(name)
+    model = catalog.loaded(name)
+    info = ModelInfo(
+        id=name, loaded=model is not None, default=name == catalog.names[0], family=entry.family, dtype=entry.dtype
+    )
+    if model is None:
+        return info
+    card = model.card
+    others = {other: catalog.loaded(other) for other in catalog.names if other != name}
+    return info.model_copy(
+        update={
+            "space": Space(**asdict(card.space)),
+            "composes_with": [n for n, other in others.items() if other and other.card.space == card.space],
+            "takes_prompts": card.takes_prompts,
+            "width": card.width,
+            "height": card.height,
+            "sigma_min": card.sigma_min,
+            "sigma_max": card.sigma_max,
+            "parameters": card.parameters,
+            "calibrated": card.calibrated,
+        }
+    )

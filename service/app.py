@@ -1,0 +1,76 @@
+"""The application: everything is built here and handed on, nothing lives at module level."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+from importlib.metadata import version
+from typing import Final
+
+from fastapi import FastAPI
+from starlette.middleware.body_limit import RequestBodyLimitMiddleware
+
+from pipelines.catalog import Catalog
+from pipelines.errors import PipelineError
+from service import errors
+from service.api import health, models, superpose
+from service.engine.engine import Engine
+from service.engine.executor import Executor
+from service.services import Services
+from service.settings import Settings
+
+_LOG: Final = logging.getLogger(__name__)
+_DESCRIPTION: Final = (
+    "Compose pretrained diffusion models: OR, AND over prompts and models by superposition, "
+    "reweighted by the Itô density estimator (Skreta et al., ICLR 2025)."
+)
+
+
+def create_app(
+    settings: Settings | None = None, *, catalog: Catalog | None = None, engine: Engine | None = None
+) -> FastAPI:
+    """Build the service.
+
+    Args:
+        settings: What the operator set; None to read the environment.
+        catalog: The models; None for the settings' catalogue.
+        engine: What runs the jobs, not yet started; None for one over the catalogue. It is started with the
+            application and stopped with it.
+    """
+    settings = settings or Settings()
+    if catalog is None:
+        read = settings.catalog
+        catalog = Catalog.read(read, settings.device) if read else Catalog.builtin(settings.device)
+    if engine is None:
+        engine = Engine(Executor(catalog), max_waiting=settings.max_waiting, max_rows=settings.max_rows)
+    services = Services(settings, catalog, engine)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        engine.start()
+        loading = asyncio.create_task(_load(services))
+        yield
+        loading.cancel()
+        await asyncio.to_thread(engine.stop, settings.grace_s)
+
+    app = FastAPI(
+        title="superdiff-serve", version=version("superdiff-serve"), description=_DESCRIPTION, lifespan=lifespan
+    )
+    app.state.services = services
+    app.add_middleware(RequestBodyLimitMiddleware, max_body_size=settings.max_body_bytes)
+    errors.install(app)
+    for router in (superpose.router, models.router, health.router):
+        app.include_router(router)
+    return app
+
+
+async def _load(services: Services) -> None:
+    """Load what is to be ready before the first request; a model that fails is reported and leaves the others."""
+    if services.settings.preload:
+        for name in services.catalog.names:
+            try:
+                await asyncio.to_thread(services.catalog.get, name)
+                _LOG.info("loaded %s", name)
+            except PipelineError as error:
+                _LOG.error("%s", error)
+    services.ready.set()

@@ -1,0 +1,138 @@
+"""From exceptions to problem documents (RFC 9457): the one place where the wire learns of what went wrong."""
+
+import logging
+import uuid
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any, Final
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+
+from pipelines.errors import (
+    CatalogError,
+    IncompatibleModelsError,
+    InvalidInputError,
+    ModelLoadError,
+    NonFiniteError,
+    PipelineError,
+    UnknownModelError,
+)
+from service.engine.engine import CancelledJobError, EngineStoppedError
+from service.engine.scheduler import QueueFullError
+
+MEDIA_TYPE: Final = "application/problem+json"
+_LOG: Final = logging.getLogger(__name__)
+
+
+class FieldProblem(BaseModel):
+    """One field at fault."""
+
+    pointer: str
+    detail: str
+
+
+class Problem(BaseModel):
+    """A problem document, RFC 9457."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str
+    instance: str
+    errors: list[FieldProblem] = []
+
+
+STATUS: Final[Mapping[type[Exception], HTTPStatus]] = {
+    InvalidInputError: HTTPStatus.UNPROCESSABLE_ENTITY,
+    IncompatibleModelsError: HTTPStatus.UNPROCESSABLE_ENTITY,
+    UnknownModelError: HTTPStatus.NOT_FOUND,
+    NonFiniteError: HTTPStatus.UNPROCESSABLE_ENTITY,
+    ModelLoadError: HTTPStatus.SERVICE_UNAVAILABLE,
+    CatalogError: HTTPStatus.INTERNAL_SERVER_ERROR,
+    PipelineError: HTTPStatus.INTERNAL_SERVER_ERROR,
+    QueueFullError: HTTPStatus.TOO_MANY_REQUESTS,
+    EngineStoppedError: HTTPStatus.SERVICE_UNAVAILABLE,
+    CancelledJobError: HTTPStatus.CONFLICT,
+}
+_RETRY_AFTER: Final = {HTTPStatus.TOO_MANY_REQUESTS: 5, HTTPStatus.SERVICE_UNAVAILABLE: 10}
+
+
+def pointer(path: Sequence[str | int]) -> str:
+    """A JSON pointer as a URI fragment (RFC 6901): ("components", 0) → "#/components/0"."""
+    return "#" + "".join(f"/{str(part).replace('~', '~0').replace('/', '~1')}" for part in path)
+
+
+def problem(
+    request: Request,
+    status: HTTPStatus,
+    detail: str,
+    errors: Sequence[FieldProblem] = (),
+    headers: Mapping[str, str] | None = None,
+) -> JSONResponse:
+    """The response that carries a problem."""
+    document = Problem(
+        title=status.phrase, status=status, detail=detail, instance=request.url.path, errors=list(errors)
+    )
+    retry = {"Retry-After": str(_RETRY_AFTER[status])} if status in _RETRY_AFTER else {}
+    return JSONResponse(document.model_dump(), status, {**retry, **(headers or {})}, MEDIA_TYPE)
+
+
+def install(app: FastAPI) -> None:
+    """Let the app answer every exception with a problem document."""
+
+    async def known(request: Request, error: Exception) -> JSONResponse:
+        status = next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
+        errors = []
+        if isinstance(error, InvalidInputError):
+            errors = [FieldProblem(pointer=pointer(error.field), detail=error.detail)]
+        return problem(request, status, str(error), errors)
+
+    async def invalid(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, RequestValidationError)
+        return _refusal(request, error)
+
+    async def http(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, HTTPException)
+        return problem(request, HTTPStatus(error.status_code), error.detail, headers=error.headers)
+
+    async def unexpected(request: Request, error: Exception) -> JSONResponse:
+        request_id = uuid.uuid4().hex
+        _LOG.error("request %s failed", request_id, exc_info=error)
+        detail = f"The service failed at this request. Tell its operator the request id {request_id}."
+        return problem(request, HTTPStatus.INTERNAL_SERVER_ERROR, detail, headers={"X-Request-Id": request_id})
+
+    for kind in STATUS:
+        app.add_exception_handler(kind, known)
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(HTTPException, http)
+    app.add_exception_handler(Exception, unexpected)
+
+
+def _refusal(request: Request, error: RequestValidationError) -> JSONResponse:
+    """400 for a body that is not JSON, 415 for one that does not say it is, else 422 with every field at fault."""
+    faults = error.errors()
+    if any(fault["type"] == "json_invalid" for fault in faults):
+        reason = faults[0].get("ctx", {}).get("error", "")
+        return problem(request, HTTPStatus.BAD_REQUEST, f"the body is not JSON: {reason}")
+    if isinstance(error.body, bytes):
+        detail = "the body must be JSON: send Content-Type: application/json"
+        return problem(request, HTTPStatus.UNSUPPORTED_MEDIA_TYPE, detail)
+    errors = [FieldProblem(pointer=pointer(_path(fault)), detail=_told(fault)) for fault in faults]
+    detail = "; ".join(f"{e.pointer}: {e.detail}" for e in errors)
+    return problem(request, HTTPStatus.UNPROCESSABLE_ENTITY, detail, errors)
+
+
+def _path(fault: Mapping[str, Any]) -> list[str | int]:
+    """Where the fault lies inside the body: pydantic's location less its first word, "body"."""
+    return list(fault["loc"][1:])
+
+
+def _told(fault: Mapping[str, Any]) -> str:
+    if fault["type"] == "extra_forbidden":
+        return "there is no such field"
+    message = str(fault["msg"])
+    return message[:1].lower() + message[1:]

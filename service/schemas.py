@@ -1,0 +1,229 @@
+"""What goes over the wire, with every bound; and how it becomes an expression and parameters."""
+
+import secrets
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from pipelines.composition import MAX_COMPONENTS, And, Or, Prompt
+from pipelines.kernel import Kernel
+from pipelines.sampler import MAX_STEPS, SEED_LIMIT, SamplingParams
+
+_PROMPT_LENGTH: Final = 4000
+_NATS: Final = 1e4
+_SIDE: Final = 4096
+
+Text = Annotated[str, Field(max_length=_PROMPT_LENGTH)]
+
+
+class ImageFormat(StrEnum):
+    """The picture formats that a request may ask for."""
+
+    PNG = "png"
+    JPEG = "jpeg"
+    WEBP = "webp"
+
+    @property
+    def media_type(self) -> str:
+        """Its name in Accept and Content-Type."""
+        return f"image/{self.value}"
+
+
+class Component(BaseModel):
+    """One density of a composition. A bare string stands for a prompt to the default model."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    prompt: Annotated[Text, Field(description="Empty for the model's unconditional density.")]
+    model: Annotated[
+        str | None, Field(min_length=1, max_length=200, description="A name from /v1/models; none for the first.")
+    ] = None
+    weight: Annotated[
+        float,
+        Field(
+            ge=-_NATS,
+            le=_NATS,
+            allow_inf_nan=False,
+            description="OR: log prior odds in nats. AND: the lift of this component's final log-density in nats.",
+        ),
+    ] = 0.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare(cls, value: Any) -> Any:
+        return {"prompt": value} if isinstance(value, str) else value
+
+
+class _Request(BaseModel):
+    """What OR and AND share."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    components: Annotated[
+        list[Component],
+        Field(min_length=1, max_length=MAX_COMPONENTS, description="What to compose: objects or bare prompts."),
+    ]
+    negative_prompt: Annotated[Text, Field(description="What guidance leads away from.")] = ""
+    guidance_scale: Annotated[
+        float, Field(ge=0, le=100, allow_inf_nan=False, description="Classifier-free guidance w; 1 for none.")
+    ] = 4.0
+    steps: Annotated[int, Field(ge=1, le=MAX_STEPS, description="Network calls.")] = 25
+    seed: Annotated[
+        int | None, Field(ge=0, lt=SEED_LIMIT, description="Image i is drawn from seed + i; absent: drawn, returned.")
+    ] = None
+    num_images: Annotated[int, Field(ge=1, le=64)] = 1
+    width: Annotated[int | None, Field(ge=8, le=_SIDE, description="Pixels; absent: the model's own size.")] = None
+    height: Annotated[int | None, Field(ge=8, le=_SIDE, description="Pixels; absent: the model's own size.")] = None
+    kernel: Annotated[Kernel, Field(description="How noise and densities are stepped.")] = Kernel.CALIBRATED
+    output_format: ImageFormat = ImageFormat.PNG
+    response_format: Annotated[Literal["b64_json"], Field(description="How the answer carries pictures.")] = "b64_json"
+    include_trajectory: Annotated[bool, Field(description="Return weights and log-densities of every step.")] = False
+
+    def prompts(self, default_model: str) -> tuple[Prompt, ...]:
+        """The components as leaves."""
+        return tuple(Prompt(c.prompt, c.model or default_model) for c in self.components)
+
+    def params(self) -> SamplingParams:
+        """The sampling parameters; draws a seed where none was given."""
+        return SamplingParams(
+            steps=self.steps,
+            guidance_scale=self.guidance_scale,
+            seed=secrets.randbelow(SEED_LIMIT) if self.seed is None else self.seed,
+            num_images=self.num_images,
+            width=self.width,
+            height=self.height,
+            kernel=self.kernel,
+            negative_prompt=self.negative_prompt,
+        )
+
+
+class OrRequest(_Request):
+    """A picture that any of the components explains."""
+
+    temperature: Annotated[
+        float,
+        Field(ge=0, le=1e6, allow_inf_nan=False, description="T in κ = softmax(T log q + weight); 1 is the mixture."),
+    ] = 1.0
+
+    def expression(self, default_model: str) -> Or:
+        """The expression asked for."""
+        biases = tuple(component.weight for component in self.components)
+        return Or(self.prompts(default_model), self.temperature, biases)
+
+
+class AndRequest(_Request):
+    """A picture that all components explain equally well."""
+
+    lift: Annotated[
+        float,
+        Field(
+            ge=-_NATS,
+            le=_NATS,
+            allow_inf_nan=False,
+            description="Nats by which the first component's log-density ends above the others'; adds to its weight.",
+        ),
+    ] = 0.0
+
+    def expression(self, default_model: str) -> And:
+        """The expression asked for."""
+        first, *others = (component.weight for component in self.components)
+        return And(self.prompts(default_model), (first + self.lift, *others))
+
+
+class Picture(BaseModel):
+    """One picture and what the density estimator says of it."""
+
+    b64_json: Annotated[str, Field(description="The encoded picture.")]
+    seed: Annotated[int, Field(description="With it a request of one image draws this picture again.")]
+    log_density: Annotated[dict[str, float], Field(description="Component → log q in nats.")]
+    weight: Annotated[dict[str, float], Field(description="Component → mean κ over the steps.")]
+
+
+class TrajectoryPoint(BaseModel):
+    """The state after one step; one list a picture, one number a component."""
+
+    sigma: Annotated[float, Field(description="The noise level reached.")]
+    log_density: list[list[float]]
+    weight: list[list[float]]
+
+
+class Timings(BaseModel):
+    """Where the time went."""
+
+    queued_ms: float
+    run_ms: float
+    steps: int
+
+
+class SuperposeResponse(BaseModel):
+    """The answer to a composition."""
+
+    id: str
+    status: Literal["completed"] = "completed"
+    created: Annotated[int, Field(description="Unix time in seconds.")]
+    models: list[str]
+    components: Annotated[list[str], Field(description="The components' names in the dictionaries below, in order.")]
+    seed: int
+    images: list[Picture]
+    trajectory: list[TrajectoryPoint] | None = None
+    timings: Timings
+
+
+class Space(BaseModel):
+    """A data space: models compose if and only if these are equal."""
+
+    kind: str
+    channels: int
+    factor: int
+    codec: str
+
+
+class ModelInfo(BaseModel):
+    """What /v1/models tells of a model; what is not known before it is loaded is null."""
+
+    id: str
+    object: Literal["model"] = "model"
+    owned_by: str = "superdiff"
+    loaded: bool
+    default: bool
+    family: str | None
+    dtype: str
+    space: Space | None = None
+    composes_with: list[str] | None = None
+    takes_prompts: bool | None = None
+    width: int | None = None
+    height: int | None = None
+    sigma_min: float | None = None
+    sigma_max: float | None = None
+    parameters: int | None = None
+    calibrated: bool | None = None
+
+
+class ModelList(BaseModel):
+    """All models."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelInfo]
+
+
+class Health(BaseModel):
+    """How the service is."""
+
+    status: str
+    detail: str | None = None
+
+
+def component_names(prompts: Sequence[Prompt]) -> list[str]:
+    """A name for each component: its prompt, its model where prompts leave room for doubt, a number for twins.
+
+    ["a cat", "a cat"] of one model → ["a cat", "a cat #2"]; of two → ["a cat @sd15", "a cat @sd21"].
+    """
+    several = len({prompt.model for prompt in prompts}) > 1
+    names: list[str] = []
+    for prompt in prompts:
+        name = f"{prompt.text} @{prompt.model}".strip() if several or not prompt.text else prompt.text
+        seen = sum(other == name or other.startswith(f"{name} #") for other in names)
+        names.append(f"{name} #{seen + 1}" if seen else name)
+    return names

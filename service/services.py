@@ -1,0 +1,36 @@
+"""What the routes are given."""
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from pipelines.catalog import Catalog
+from service.engine.engine import Engine
+from service.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """The application's parts.
+
+    Attributes:
+        settings: What the operator set.
+        catalog: The models.
+        engine: What runs the jobs.
+        ready: Set when the models that are to be ready are loaded.
+    """
+
+    settings: Settings
+    catalog: Catalog
+    engine: Engine
+    ready: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+def _of(request: Request) -> Services:
+    services: Services = request.app.state.services
+    return services
+
+
+ServicesDep = Annotated[Services, Depends(_of)]

@@ -1,0 +1,341 @@
+"""The sampler against exact mixtures: every claim of the mathematics, with the truth in closed form.
+
+Margins: with n samples a share has standard error √(p(1−p)/n), and the floor of a sliced W2 is measured beside it on a
+second exact sample of the same size.
+"""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from pipelines.composition import And, Average, Or, Product, Prompt
+from pipelines.errors import IncompatibleModelsError, InvalidInputError, NonFiniteError
+from pipelines.families.analytic import AnalyticModel, GaussianMixture
+from pipelines.kernel import Kernel
+from pipelines.prediction import Prediction
+from pipelines.sampler import SamplingParams, finish, image_seed, lay_out, sample
+from tests.pipelines.mixtures import SIGMA_MIN, log_density, mixture, model, run, sliced_w2, union
+
+A, B = Prompt("", "a"), Prompt("", "b")
+
+
+def pair(dimension, **options):
+    a, b = mixture(1, dimension), mixture(2, dimension)
+    return a, b, {"a": model(a, **options), "b": model(b, **options)}
+
+
+def unguided(**options):
+    return SamplingParams(**{"guidance_scale": 1.0, **options})
+
+
+# --- The Itô density estimator -----------------------------------------------------------------------------------
+
+STEPS = (32, 64, 128, 256)
+
+
+def fitted_order(errors):
+    """−slope of log error over log steps, and its correlation."""
+    x, y = np.log(STEPS), np.log(errors)
+    return -np.polyfit(x, y, 1)[0], -np.corrcoef(x, y)[0, 1]
+
+
+@pytest.mark.parametrize("dimension", [2, 64])
+@pytest.mark.parametrize(
+    ("kernel", "order"), [(Kernel.CALIBRATED, (0.3, 0.8)), (Kernel.EXACT, (0.6, 1.2)), (Kernel.POSTERIOR, (0.5, 1.4))]
+)
+def test_the_estimate_converges_for_the_followed_model_and_for_the_other(dimension, kernel, order):
+    """RMS error of log q against the exact density of the same point. Calibrated's increments are unbiased, so what
+    is left is a martingale of order 1/2; the others also carry a bias of order 1 that rules while steps are large.
+    """
+    a, b, models = pair(dimension)
+    errors = []
+    for steps in STEPS:
+        # A bias of 50 nats makes OR follow the first model alone.
+        states = run(
+            Or((A, B), biases=(50.0, 0.0)), unguided(steps=steps, num_images=300, kernel=kernel, seed=11), models
+        )
+        last = states[-2]
+        truth = torch.stack([log_density(d, last.z) for d in (a, b)], dim=1)
+        errors.append((last.log_q - truth).square().mean(0).sqrt().numpy())
+    for which in (0, 1):
+        fitted, correlation = fitted_order([e[which] for e in errors])
+        assert order[0] < fitted < order[1], (which, fitted, errors)
+        assert correlation > 0.97
+
+
+def replayed_log_density(states, densities, sign):
+    """log q along a path by the Itô formula d log q = <s, dz> − h|s|²/2; the reference's fault turns that sign."""
+    start = states[0]
+    total = start.log_q.clone()
+    for before, after in zip(states[:-2], states[1:-1], strict=True):
+        sigma, h, _ = before.schedule.at(before.index)
+        moved = after.z - before.z
+        for i, density in enumerate(densities):
+            score = density.score(before.z, torch.full((len(before.z),), sigma, dtype=torch.float64))
+            total[:, i] += (score * moved).sum(1) - sign * h * score.square().sum(1) / 2
+    return total
+
+
+@pytest.mark.parametrize("steps", [50, 400])
+def test_the_reference_s_sign_would_be_caught(steps):
+    """The mutant's log-density difference stays wrong at any step count; ours is the same formula with its sign right.
+
+    With the exact kernel v = h the finite-step ratio and the Itô formula are one.
+    """
+    a, b, models = pair(2)
+    expression = Or((A, B), biases=(50.0, 0.0))
+    states = run(expression, unguided(steps=steps, num_images=400, kernel=Kernel.EXACT, seed=5), models)
+    last = states[-2]
+    truth = log_density(a, last.z) - log_density(b, last.z)
+
+    def bias(log_q):
+        return float((log_q[:, 0] - log_q[:, 1] - truth).mean().abs())
+
+    ours = replayed_log_density(states, (a, b), sign=1)
+    torch.testing.assert_close(ours, last.log_q, rtol=0, atol=1e-8)
+    assert bias(last.log_q) < 25 / steps
+    assert bias(replayed_log_density(states, (a, b), sign=-1)) > 2
+
+
+# --- OR ----------------------------------------------------------------------------------------------------------
+
+
+def test_or_samples_the_mixture_in_twenty_steps():
+    a, b, models = pair(64)
+    n = 4000
+    both = union(a, b)
+    truth, again = (both.sample(n, torch.Generator().manual_seed(seed)) for seed in (5, 6))
+    floor = sliced_w2(truth, again)
+    final = run(Or((A, B)), unguided(steps=20, num_images=n), models)[-1]
+    assert sliced_w2(final.z, truth) <= 1.3 * floor
+    share = (log_density(a, final.z) > log_density(b, final.z)).double().mean()
+    assert share.item() == pytest.approx(0.5, abs=0.03)
+
+
+@pytest.mark.parametrize("bias", [-1.0, 0.5, 2.0])
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_a_bias_is_log_prior_odds(bias, temperature):
+    """Shares e^b : 1 at T = 1. At any T the bias is added, not multiplied: κ follows T·(log q) alone besides it."""
+    a, b, models = pair(64)
+    final = run(
+        Or((A, B), temperature=temperature, biases=(bias, 0.0)), unguided(steps=50, num_images=4000, seed=3), models
+    )[-1]
+    share = (log_density(a, final.z) > log_density(b, final.z)).double().mean().item()
+    if temperature == 1:
+        # 3 points: the bar set for shares; the standard error is 0.8 points.
+        assert share == pytest.approx(1 / (1 + math.exp(-bias)), abs=0.03)
+    else:
+        assert (share > 0.5) == (bias > 0)
+
+
+def test_a_high_temperature_commits_and_a_temperature_of_zero_does_not():
+    _, _, models = pair(64)
+    hot, cold = (
+        run(Or((A, B), temperature=t), unguided(steps=20, num_images=500), models)[-1].mean_weights.max(1).values
+        for t in (100.0, 0.0)
+    )
+    assert hot.mean() > 0.9
+    torch.testing.assert_close(cold, torch.full_like(cold, 0.5))
+
+
+# --- AND ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_and_keeps_the_estimates_equal_to_the_end(count, guidance):
+    background = mixture(0, 64)
+    prompts = {f"p{i}": mixture(i + 1, 64) for i in range(count)}
+    models = {"m": AnalyticModel(background, prompts)}
+    expression = And(tuple(Prompt(name, "m") for name in prompts))
+    params = SamplingParams(steps=15, num_images=20, guidance_scale=guidance)
+    states = run(expression, params, models)
+    for before, after in zip(states[:-1], states[1:], strict=True):
+        increments = after.log_q - before.log_q
+        spread = increments.max(1).values - increments.min(1).values
+        # The bar is 1e-9; increments of hundreds of nats are known to about 1e-13 of themselves.
+        assert spread.max() < 1e-9 * max(1.0, float(increments.abs().max()))
+        torch.testing.assert_close(after.weights.sum(1), torch.ones(20, dtype=torch.float64), rtol=0, atol=1e-9)
+
+
+def test_a_lift_shifts_the_final_gap_by_what_it_says():
+    _, _, models = pair(64)
+    params = unguided(steps=30, num_images=50)
+    plain = run(And((A, B)), params, models)[-1].log_q
+    lifted = run(And((A, B), lifts=(6.0, 0.0)), params, models)[-1].log_q
+    gap = lifted[:, 0] - lifted[:, 1]
+    torch.testing.assert_close(plain[:, 0], plain[:, 1], rtol=0, atol=1e-8)
+    torch.testing.assert_close(gap, torch.full_like(gap, 6.0), rtol=0, atol=1e-8)
+
+
+def test_a_lift_shifts_the_true_gap_too():
+    """On average the exact gap moves by the lift, within 4 standard errors. (In many dimensions: AND takes the noise out
+    of the one direction in which the components differ, which the estimator does not know; see docs/composition.md.)
+    """
+    a, b, models = pair(64)
+    params = unguided(steps=100, num_images=400)
+
+    def true_gaps(lift):
+        z = run(And((A, B), lifts=(lift, 0.0)), params, models)[-2].z
+        return log_density(a, z) - log_density(b, z)
+
+    moved = true_gaps(3.0) - true_gaps(0.0)
+    error = float(moved.std()) / math.sqrt(len(moved))
+    assert float(moved.mean()) == pytest.approx(3.0, abs=4 * error)
+    assert error < 0.1
+
+
+def test_identical_components_weigh_the_same():
+    a, _, models = pair(64)
+    models["b"] = models["a"]
+    final = run(And((A, B)), unguided(steps=10, num_images=8), models)[-1]
+    torch.testing.assert_close(final.mean_weights, torch.full_like(final.mean_weights, 0.5), rtol=0, atol=1e-6)
+    single = run(A, unguided(steps=10, num_images=8), models)[-1]
+    torch.testing.assert_close(final.z, single.z, rtol=0, atol=1e-6)
+
+
+# --- AVERAGE, PRODUCT, one prompt --------------------------------------------------------------------------------
+
+
+def test_product_of_gaussians_is_their_product():
+    """p(x|1) p(x|2) / p(x) of Gaussians is a Gaussian; at guidance 1 and weights 1 the product's field is its score
+    exactly where noising and multiplying commute: equal covariances make x̂0 linear with one slope, so the mean is exact.
+    """
+    std, dimension = 0.8, 3
+    zero = GaussianMixture(torch.zeros(1, dimension), std)
+    one, two = (GaussianMixture(torch.full((1, dimension), m), std) for m in (0.5, 0.3))
+    models = {"m": model(zero, prompts={"one": one, "two": two})}
+    expression = Product((Prompt("one", "m"), Prompt("two", "m")))
+    final = run(expression, unguided(steps=50, num_images=4000), models)[-1].z
+    assert final.mean(0).tolist() == pytest.approx([0.8] * dimension, abs=0.06)
+    assert final.std(0).tolist() == pytest.approx([std] * dimension, rel=0.05)
+
+
+def test_average_of_equal_weights_is_the_mean_field():
+    a, b, models = pair(8)
+    states = run(Average((A, B)), unguided(steps=5, num_images=4), models)
+    torch.testing.assert_close(states[-1].mean_weights, torch.full((4, 2), 0.5, dtype=torch.float64))
+    last = states[-2]
+    sigma = torch.full((4,), SIGMA_MIN, dtype=torch.float64)
+    expected = (a.denoised(last.z, sigma) + b.denoised(last.z, sigma)) / 2
+    torch.testing.assert_close(states[-1].z, expected)
+
+
+@pytest.mark.parametrize("operator", [Or, And, Average])
+def test_one_component_is_the_model_itself(operator):
+    _, _, models = pair(8)
+    params = unguided(steps=6, num_images=3)
+    single = run(A, params, models)[-1]
+    torch.testing.assert_close(run(operator((A,)), params, models)[-1].z, single.z, rtol=0, atol=1e-12)
+
+
+def test_guidance_moves_towards_the_condition():
+    background, wanted = mixture(0, 8), mixture(1, 8)
+    models = {"m": AnalyticModel(background, {"p": wanted})}
+
+    def likelihood(w):
+        return log_density(
+            wanted, run(Prompt("p", "m"), SamplingParams(steps=20, num_images=200, guidance_scale=w), models)[-1].z
+        ).mean()
+
+    assert likelihood(0.0) < likelihood(0.5) < likelihood(1.0)
+
+
+# --- Models of several kinds -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("operator", [Or, And])
+@pytest.mark.parametrize(
+    "kinds", [(Prediction.EPSILON, Prediction.V), (Prediction.FLOW, Prediction.EPSILON), (Prediction.V, Prediction.FLOW)]
+)
+def test_models_of_mixed_kinds_take_the_same_path(operator, kinds):
+    a, b, same = pair(16)
+    mixed = {
+        name: AnalyticModel(density, prediction=kind, error=same[name].card.error)
+        for (name, density), kind in zip((("a", a), ("b", b)), kinds, strict=True)
+    }
+    params = unguided(steps=20, num_images=16)
+    ours, theirs = (run(operator((A, B)), params, models)[-1] for models in (same, mixed))
+    torch.testing.assert_close(ours.z, theirs.z, rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(ours.log_q, theirs.log_q, rtol=1e-7, atol=1e-7)
+
+
+def test_the_grid_stays_within_what_all_models_know():
+    a, b = mixture(1, 4), mixture(2, 4)
+    models = {"a": AnalyticModel(a, sigma_min=0.02, sigma_max=10), "b": AnalyticModel(b, sigma_min=0.05, sigma_max=80)}
+    schedule = run(Or((A, B)), unguided(steps=4), models)[0].schedule
+    assert schedule.sigmas[0].item() == pytest.approx(10)
+    assert schedule.sigmas[-2].item() == pytest.approx(0.05)
+
+
+# --- Requests ----------------------------------------------------------------------------------------------------
+
+
+def test_several_images_equal_several_requests():
+    _, _, models = pair(16)
+    together = sample(Or((A, B)), unguided(steps=8, num_images=3, seed=41), models)
+    for i in range(3):
+        alone = sample(Or((A, B)), unguided(steps=8, num_images=1, seed=image_seed(41, i)), models)
+        torch.testing.assert_close(together.z[i], alone.z[0], rtol=0, atol=1e-5)
+        torch.testing.assert_close(together.log_density[i], alone.log_density[0], rtol=1e-5, atol=1e-4)
+
+
+def test_progress_sees_every_step():
+    _, _, models = pair(4)
+    seen = []
+    sample(And((A, B)), unguided(steps=5), models, lambda state: seen.append((state.index, tuple(state.weights.shape))))
+    assert seen == [(k, (1, 2)) for k in range(1, 6)]
+
+
+def test_rows_are_distinct_and_branches_are_shared():
+    cat, dog, fox = Prompt("cat", "m"), Prompt("dog", "m"), Prompt("fox", "n")
+    layout, branches = lay_out(Or((cat, dog, cat, fox)), SamplingParams(guidance_scale=4))
+    assert layout.rows == (cat, dog, fox, Prompt("", "m"), Prompt("", "n"))
+    assert layout.slots == (0, 1, 0, 2, 3, 4)
+    assert branches == [0, 0, 0, 1]
+    assert lay_out(Or((cat, dog)), SamplingParams(guidance_scale=1))[0].rows == (cat, dog)
+    empty = Prompt("", "m")
+    assert lay_out(Or((cat, empty)), SamplingParams(guidance_scale=4))[0].rows == (cat, empty)
+    negative, _ = lay_out(cat, SamplingParams(negative_prompt="blurry"))
+    assert negative.rows == (cat, Prompt("blurry", "m"))
+
+
+def test_models_without_a_common_space_are_refused():
+    models = {"a": model(mixture(1, 4)), "b": model(mixture(2, 5))}
+    with pytest.raises(IncompatibleModelsError, match=r"a: vector, 4 channels.*b: vector, 5 channels"):
+        sample(Or((A, B)), unguided(), models)
+
+
+def test_a_prompt_to_a_model_without_prompts_is_refused():
+    with pytest.raises(InvalidInputError, match="takes no prompts") as refused:
+        sample(Or((A, Prompt("a cat", "a"))), unguided(), {"a": model(mixture(1, 4))})
+    assert refused.value.field == ("components", 1, "prompt")
+
+
+@pytest.mark.parametrize("operator", [Or, And])
+def test_densities_need_noise(operator):
+    _, _, models = pair(4)
+    with pytest.raises(InvalidInputError, match="deterministic kernel has no density") as refused:
+        sample(operator((A, B)), unguided(kernel=Kernel.DETERMINISTIC), models)
+    assert refused.value.field == ("kernel",)
+    assert torch.isfinite(sample(Average((A, B)), unguided(kernel=Kernel.DETERMINISTIC), models).z).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [({"steps": 0}, "steps"), ({"steps": 1001}, "steps"), ({"seed": -1}, "seed"), ({"num_images": 0}, "num_images")],
+)
+def test_parameters_out_of_bounds_are_refused_by_name(options, field):
+    with pytest.raises(InvalidInputError) as refused:
+        SamplingParams(**options)
+    assert refused.value.field == (field,)
+
+
+def test_a_sample_that_overflowed_is_refused():
+    _, _, models = pair(4)
+    state = run(A, unguided(steps=2), models)[-1]
+    with pytest.raises(NonFiniteError, match="overflowed"):
+        finish(replace(state, z=state.z + torch.inf))
