@@ -103,6 +103,7 @@ class SamplerState:
         log_q: (B, M) float64, log-densities so far in nats, from log N(z_T; 0, σ_max²) on.
         weights: (B, M) float64, κ of the last step taken.
         weight_sum: (B, M) float64, Σ κ over the steps taken.
+        clamped: (B,) float64, at how many of them AND's weights were held back.
         index: Steps taken.
         schedule: The course.
         layout: The networks asked.
@@ -114,6 +115,7 @@ class SamplerState:
     log_q: Tensor
     weights: Tensor
     weight_sum: Tensor
+    clamped: Tensor
     index: int
     schedule: Schedule
     layout: Layout
@@ -257,6 +259,7 @@ def prepare(
         log_q=start.unsqueeze(1).expand(-1, rule.components).to(device),
         weights=zeros,
         weight_sum=zeros,
+        clamped=zeros[:, 0],
         index=0,
         schedule=schedule,
         layout=layout,
@@ -343,6 +346,7 @@ def _moved(state: SamplerState, taken: Step) -> SamplerState:
         log_q=taken.log_q[:, :width],
         weights=weights,
         weight_sum=state.weight_sum + weights,
+        clamped=state.clamped + taken.clamped,
         index=state.index + 1,
     )
 
@@ -367,11 +371,13 @@ class Samples:
         z: (B, …) clean samples.
         log_density: (B, M) float64, log q_i of each image at the grid's smallest σ, in nats.
         mean_weights: (B, M) float64, the mean κ over all steps.
+        clamp_rate: (B,) float64, the share of steps at which AND's weights were held back.
     """
 
     z: Tensor
     log_density: Tensor
     mean_weights: Tensor
+    clamp_rate: Tensor
 
 
 Progress = Callable[[SamplerState], None]
@@ -382,7 +388,7 @@ def finish(state: SamplerState) -> Samples:
     if not bool(torch.isfinite(state.z).all()):
         detail = "the sample overflowed; a lower guidance scale, smaller weights or more steps may help"
         raise NonFiniteError(detail)
-    return Samples(state.z, state.log_q, state.mean_weights)
+    return Samples(state.z, state.log_q, state.mean_weights, state.clamped / state.index)
 
 
 def sample(

@@ -21,7 +21,7 @@ move the sample along the difference of the unconditional fields, which they do 
 
 Everything is computed from the Gram matrix of the rows C_i = δ_i − m, U_p = δ_{u_p} − m, n and m = mean δ_i. Taking
 differences first keeps float32 rows exact where it matters: components agree to many digits at high noise. The Gram
-matrix's algebra runs in float64; d is one combination of the rows.
+matrix and its algebra run in float64; d is one combination of the rows.
 
 References:
     The Superposition of Diffusion Models Using the Itô Density Estimator (Skreta et al., ICLR 2025),
@@ -39,9 +39,12 @@ from torch import Tensor
 # Relative to the Gram matrix: small enough for two refinements to undo wherever components differ at all, large enough
 # to hold float64's rounding down where they do not.
 _RIDGE: Final = 1e-9
-# Relative to the offsets' own squares: where float32 rows stop telling components apart.
-_ROUNDING: Final = 1e-13
+# Components that differ by fewer units in the last place of the offsets are one component: what is left between them is
+# the network's own rounding, which depends on the company in its batch, and weights must not follow it.
+_ULPS: Final = 100
 _REFINEMENTS: Final = 2
+# How far AND may move to balance, in multiples of what the components, guidance and noise of the step span together.
+_REACH: Final = 10.0
 
 
 class Operator(IntEnum):
@@ -119,11 +122,13 @@ class Step(NamedTuple):
         z: (B, …) the new samples.
         log_q: (B, M) float64, the log-densities after the step, in nats; padding stays 0.
         weights: (B, M) float64, κ; padding is 0.
+        clamped: (B,) bool, whether AND's weights were held back.
     """
 
     z: Tensor
     log_q: Tensor
     weights: Tensor
+    clamped: Tensor
 
 
 def superpose(
@@ -167,35 +172,43 @@ def superpose(
         ],
         dim=1,
     )
-    gram = (rows @ rows.mT).double()
-    weights, coefficients = _weights(gram, log_q, v, rule)
+    # The products are summed in float64: what float32 sums lose would outweigh small differences between components.
+    exact = rows.double()
+    gram = exact @ exact.mT
+    weights, coefficients, clamped = _weights(gram, log_q, v, rule, torch.finfo(flat.dtype).eps)
     log_q = log_q + _increments(gram, coefficients, h, v, rule, flat.shape[1])
     moved = torch.bmm(coefficients.to(flat).unsqueeze(1), rows).squeeze(1)
-    return Step((flat + moved).reshape(z.shape), log_q, weights)
+    return Step((flat + moved).reshape(z.shape), log_q, weights, clamped)
 
 
-def _weights(gram: Tensor, log_q: Tensor, v: Tensor, rule: Rule) -> tuple[Tensor, Tensor]:
-    """κ, (B, M), and the coefficients of d over the rows, (B, M + P + 2)."""
+def _weights(gram: Tensor, log_q: Tensor, v: Tensor, rule: Rule, epsilon: float) -> tuple[Tensor, Tensor, Tensor]:
+    """κ, (B, M); the coefficients of d over the rows, (B, M + P + 2); whether κ was held back, (B,)."""
     operator, guidance = rule.operator.unsqueeze(1), rule.guidance.unsqueeze(1)
     equal = rule.active.double() / rule.active.sum(1, keepdim=True)
     tempered = (rule.temperature.unsqueeze(1) * log_q + rule.numbers).masked_fill(~rule.active, -torch.inf)
     weights = torch.where(operator == Operator.OR, tempered.softmax(1), rule.numbers)
-    weights = torch.where(operator == Operator.AND, _balanced(gram, equal, v, rule), weights)
+    balanced, clamped = _balanced(gram, equal, v, rule, epsilon)
+    weights = torch.where(operator == Operator.AND, balanced, weights)
     # d's unconditional part: each component's branch in the share of `base`, less what guidance takes from it.
     base = torch.where((operator == Operator.AND) | (operator == Operator.PRODUCT), equal, weights)
     guided = torch.where(operator == Operator.AND, equal, weights)
     branches = torch.einsum("bm,bmp->bp", base - guidance * guided, rule.branch)
     ones = gram.new_ones(len(gram), 2)
-    return weights, torch.cat([guidance * weights, branches, ones], dim=1)
+    coefficients = torch.cat([guidance * weights, branches, ones], dim=1)
+    return weights, coefficients, clamped & (rule.operator == Operator.AND)
 
 
-def _balanced(gram: Tensor, equal: Tensor, v: Tensor, rule: Rule) -> Tensor:
+def _balanced(gram: Tensor, equal: Tensor, v: Tensor, rule: Rule, epsilon: float) -> tuple[Tensor, Tensor]:
     """AND's κ = 1/M + x: the least x with Σ x = 0 that equalises the increments less their lifts.
 
     With d = m + (1 − w) Ū + w Σ_j x_j C_j + n, the condition <d − m, C_i> = |C_i|²/2 + v L_i + const reads
     w G x = P r for G = C Cᵀ, P the centring, r_i = |C_i|²/2 + v L_i + (w − 1) <Ū, C_i> − <n, C_i>.
     G is singular along 1 (the C_i sum to zero) and wherever components coincide. A ridge picks the least solution
     there, so that equal components get equal weights; iterated, its bias elsewhere falls to (ridge/eigenvalue)³.
+    ``epsilon`` is the relative precision of the rows that the Gram matrix was made of.
+
+    Three or more components that lie almost on a line have no point at equal distance but far away. There the move
+    w Σ x_j C_j is cut to a multiple of what the step's rows span, and the increments are no longer equal.
     """
     m, p = rule.components, rule.unconditionals
     inner = gram[:, :m, :m]
@@ -206,7 +219,7 @@ def _balanced(gram: Tensor, equal: Tensor, v: Tensor, rule: Rule) -> Tensor:
     wanted = wanted + (rule.guidance.unsqueeze(1) - 1) * unconditional - gram[:, :m, m + p]
     centred = (wanted - (wanted * equal).sum(1, keepdim=True)) * rule.active
     trace = squares.sum(1)
-    ridge = _RIDGE * trace + _ROUNDING * gram[:, -1, -1] + torch.finfo(gram.dtype).tiny
+    ridge = _RIDGE * trace + (_ULPS * epsilon) ** 2 * gram[:, -1, -1] + torch.finfo(gram.dtype).tiny
     along_ones = (trace + ridge)[:, None, None] * equal.unsqueeze(2) * rule.active.unsqueeze(1)
     diagonal = torch.where(rule.active, ridge.unsqueeze(1), 1.0)
     system = inner + along_ones
@@ -216,9 +229,16 @@ def _balanced(gram: Tensor, equal: Tensor, v: Tensor, rule: Rule) -> Tensor:
     for _ in range(_REFINEMENTS):
         solution = solution + torch.cholesky_solve(wanted - system @ solution, factor)
     solution = solution.squeeze(2)
-    # Guidance 0 follows the unconditional branch whatever κ is: no weights can balance it, so they stay equal.
-    steerable = rule.guidance.unsqueeze(1) != 0
-    return equal + torch.where(steerable, solution / torch.where(steerable, rule.guidance.unsqueeze(1), 1.0), 0.0)
+    # ``solution`` is w x: the move itself. Guidance 0 follows the unconditional branch whatever κ is: no weights can
+    # balance it, so they stay equal.
+    move = torch.einsum("bi,bij,bj->b", solution, inner, solution)
+    branch = torch.einsum("bp,bpq,bq->b", mean_branch, gram[:, m : m + p, m : m + p], mean_branch)
+    guidance = rule.guidance
+    span = guidance**2 * trace + (1 - guidance) ** 2 * branch + gram[:, m + p, m + p]
+    clamped = move > _REACH**2 * span
+    shrink = torch.where(clamped, _REACH * (span / move.clamp(min=torch.finfo(move.dtype).tiny)).sqrt(), 1.0)
+    scale = torch.where(guidance != 0, shrink / torch.where(guidance != 0, guidance, 1.0), 0.0)
+    return equal + solution * scale.unsqueeze(1), clamped
 
 
 def _increments(gram: Tensor, coefficients: Tensor, h: Tensor, v: Tensor, rule: Rule, dimension: int) -> Tensor:

@@ -139,6 +139,7 @@ class Picture(BaseModel):
     seed: Annotated[int, Field(description="With it a request of one image draws this picture again.")]
     log_density: Annotated[dict[str, float], Field(description="Component → log q in nats.")]
     weight: Annotated[dict[str, float], Field(description="Component → mean κ over the steps.")]
+    clamp_rate: Annotated[float, Field(description="Share of the steps at which AND's weights were held back.")]
 
 
 class TrajectoryPoint(BaseModel):

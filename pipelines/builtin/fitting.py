@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-_CHECKPOINT_EVERY: Final = 250
 _CLIP_NORM: Final = 1.0
 
 
@@ -42,6 +41,7 @@ def fit(
     checkpoint: Path,
     label: str,
     seed: int,
+    checkpoint_every: int = 250,
 ) -> None:
     """Minimise ``loss`` over the module's parameters and leave their moving average in the module.
 
@@ -79,9 +79,9 @@ def fit(
         averaged.update_parameters(module)
         losses.append(float(value.detach()))
         done = step + 1
-        if done % _CHECKPOINT_EVERY == 0 or done == plan.steps:
+        if done % checkpoint_every == 0 or done == plan.steps:
             assert isinstance(bar, tqdm)
-            bar.set_postfix(loss=f"{np.mean(losses[-_CHECKPOINT_EVERY:]):.4f}")
+            bar.set_postfix(loss=f"{np.mean(losses[-checkpoint_every:]):.4f}")
             _save(checkpoint, module, averaged, optimiser, done)
     module.load_state_dict(averaged.module.state_dict())
     module.eval()

@@ -62,7 +62,7 @@ class StableDiffusion:
         pipeline = load_pipeline(
             folder,
             StableDiffusionPipeline.from_pretrained,
-            torch_dtype=dtype,
+            dtype=dtype,
             safety_checker=None,
             requires_safety_checker=False,
         )

@@ -51,7 +51,7 @@ class Unconditional:
     @classmethod
     def load(cls, folder: Path, device: torch.device, dtype: torch.dtype) -> Self:
         """Load a folder's safetensors; :class:`ModelLoadError` where it is not whole or not of this kind."""
-        pipeline = load_pipeline(folder, DDPMPipeline.from_pretrained, torch_dtype=dtype)
+        pipeline = load_pipeline(folder, DDPMPipeline.from_pretrained, dtype=dtype)
         pipeline.unet.to(device).requires_grad_(False).eval()
         scheduler = pipeline.scheduler.config
         prediction = Prediction(scheduler.get("prediction_type", Prediction.EPSILON))

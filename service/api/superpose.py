@@ -134,6 +134,7 @@ def _answer(job: Job, outcome: Outcome, encoded: list[bytes]) -> SuperposeRespon
                 seed=image_seed(job.params.seed, i),
                 log_density=dict(zip(names, outcome.log_density[i].tolist(), strict=True)),
                 weight=dict(zip(names, outcome.mean_weights[i].tolist(), strict=True)),
+                clamp_rate=float(outcome.clamp_rate[i]),
             )
             for i, data in enumerate(encoded)
         ],

@@ -81,6 +81,7 @@ class Executor:
             pictures=pictures.cpu().numpy(),
             log_density=samples.log_density.cpu().numpy(),
             mean_weights=samples.mean_weights.cpu().numpy(),
+            clamp_rate=samples.clamp_rate.cpu().numpy(),
             trajectory=tuple(job.points),
             queued_s=job.started - job.submitted,
             run_s=time.monotonic() - job.started,

@@ -30,6 +30,7 @@ class Outcome:
         pictures: (images, height, width, 3) RGB.
         log_density: (images, components) in nats.
         mean_weights: (images, components).
+        clamp_rate: (images,) the share of steps at which AND's weights were held back.
         trajectory: One point a step; empty unless asked for.
         queued_s: Seconds from submission to the first step.
         run_s: Seconds from then to the decoded picture.
@@ -38,6 +39,7 @@ class Outcome:
     pictures: NDArray[np.uint8]
     log_density: NDArray[np.float64]
     mean_weights: NDArray[np.float64]
+    clamp_rate: NDArray[np.float64]
     trajectory: tuple[Point, ...]
     queued_s: float
     run_s: float

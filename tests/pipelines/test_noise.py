@@ -69,9 +69,7 @@ def test_timestep_inverts_sigma():
 
 def test_timesteps_of_trained_levels_are_whole_and_ends_hold():
     table = noise_table(STABLE_DIFFUSION)
-    torch.testing.assert_close(
-        table.timestep(table.sigmas), torch.arange(1000, dtype=torch.float64), rtol=0, atol=1e-8
-    )
+    torch.testing.assert_close(table.timestep(table.sigmas), torch.arange(1000, dtype=torch.float64), rtol=0, atol=1e-8)
     outside = table.timestep(torch.tensor([1e-6, 1e6], dtype=torch.float64))
     assert outside.tolist() == pytest.approx([0, 999])
 
@@ -90,5 +88,5 @@ def test_flow_time_and_sigma_are_inverse():
 
 
 def test_an_unknown_beta_schedule_is_refused_by_name():
-    with pytest.raises(InvalidInputError, match="sigmoid.*allowed are linear"):
+    with pytest.raises(InvalidInputError, match=r"sigmoid.*allowed are linear"):
         noise_table({"beta_schedule": "sigmoid"})

@@ -6,6 +6,7 @@ second exact sample of the same size.
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -70,7 +71,7 @@ def replayed_log_density(states, densities, sign):
     """log q along a path by the Itô formula d log q = <s, dz> − h|s|²/2; the reference's fault turns that sign."""
     start = states[0]
     total = start.log_q.clone()
-    for before, after in zip(states[:-2], states[1:-1], strict=True):
+    for before, after in pairwise(states[:-1]):
         sigma, h, _ = before.schedule.at(before.index)
         moved = after.z - before.z
         for i, density in enumerate(densities):
@@ -153,7 +154,7 @@ def test_and_keeps_the_estimates_equal_to_the_end(count, guidance):
     expression = And(tuple(Prompt(name, "m") for name in prompts))
     params = SamplingParams(steps=15, num_images=20, guidance_scale=guidance)
     states = run(expression, params, models)
-    for before, after in zip(states[:-1], states[1:], strict=True):
+    for before, after in pairwise(states):
         increments = after.log_q - before.log_q
         spread = increments.max(1).values - increments.min(1).values
         # The bar is 1e-9; increments of hundreds of nats are known to about 1e-13 of themselves.
@@ -172,8 +173,10 @@ def test_a_lift_shifts_the_final_gap_by_what_it_says():
 
 
 def test_a_lift_shifts_the_true_gap_too():
-    """On average the exact gap moves by the lift, within 4 standard errors. (In many dimensions: AND takes the noise out
-    of the one direction in which the components differ, which the estimator does not know; see docs/composition.md.)
+    """On average the exact gap moves by the lift, within 4 standard errors.
+
+    In many dimensions: AND takes the noise out of the one direction in which the components differ, which the
+    estimator does not know (docs/composition.md).
     """
     a, b, models = pair(64)
     params = unguided(steps=100, num_images=400)
@@ -201,8 +204,8 @@ def test_identical_components_weigh_the_same():
 
 
 def test_product_of_gaussians_is_their_product():
-    """p(x|1) p(x|2) / p(x) of Gaussians is a Gaussian; at guidance 1 and weights 1 the product's field is its score
-    exactly where noising and multiplying commute: equal covariances make x̂0 linear with one slope, so the mean is exact.
+    """p(x|1) p(x|2) / p(x) of Gaussians of one variance is the Gaussian around the sum of the means, and the field at
+    guidance 1 and weights 1 is its score at every noise level.
     """
     std, dimension = 0.8, 3
     zero = GaussianMixture(torch.zeros(1, dimension), std)
@@ -249,7 +252,8 @@ def test_guidance_moves_towards_the_condition():
 
 @pytest.mark.parametrize("operator", [Or, And])
 @pytest.mark.parametrize(
-    "kinds", [(Prediction.EPSILON, Prediction.V), (Prediction.FLOW, Prediction.EPSILON), (Prediction.V, Prediction.FLOW)]
+    "kinds",
+    [(Prediction.EPSILON, Prediction.V), (Prediction.FLOW, Prediction.EPSILON), (Prediction.V, Prediction.FLOW)],
 )
 def test_models_of_mixed_kinds_take_the_same_path(operator, kinds):
     a, b, same = pair(16)

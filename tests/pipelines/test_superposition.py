@@ -214,3 +214,19 @@ def test_guidance_zero_with_and_follows_the_unconditional_branch():
     np.testing.assert_allclose(kappa, 0.5)
     expected = s.z + s.h * (s.branches[0] - s.z) / s.sigma**2 + np.sqrt(s.v) * s.noise
     np.testing.assert_allclose(z, expected, atol=1e-12)
+
+
+def test_and_of_three_in_a_line_is_held_back_and_says_so():
+    """No point near a line is equally far from three of its points: the move is cut, the sample stays finite."""
+    rng = np.random.default_rng(8)
+    share, s = a_sample(rng, "and", 3, 16, 1.0, 1)
+    s.denoised = s.denoised[:1] + np.array([[0.0], [1.0], [2.0]]) * s.denoised[1:2]
+    s.denoised[2, 0] += 1e-3
+    s.numbers = np.zeros(3)
+    free = a_sample(rng, "and", 3, 16, 1.0, 1)
+    ours, taken = batched([share, free[0]], [s, free[1]])
+    assert taken.clamped.tolist() == [True, False]
+    offsets = s.h * (s.denoised - s.z) / s.sigma**2
+    spread = np.linalg.norm(offsets - offsets.mean(0)) + np.sqrt(s.v) * np.linalg.norm(s.noise)
+    moved = np.linalg.norm(ours[0][0] - s.z - offsets.mean(0))
+    assert moved < 12 * spread

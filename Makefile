@@ -1,0 +1,41 @@
+# make serve   set up and start the service on the models that ship
+# make test    set up, then lint, types and all tests
+# make bench   set up, then every benchmark; tables on the terminal, JSON in runs/
+# make format  set up, then let ruff write the code's form
+# make fresh   the steps of serve in a new environment in a temporary folder, up to one composed picture
+
+PYTHON ?= python3
+HOST ?= 127.0.0.1
+PORT ?= 8000
+VENV := .venv
+BIN := $(VENV)/bin
+SETUP := $(VENV)/.set-up
+
+.PHONY: setup serve test bench format fresh
+
+setup: $(SETUP)
+
+$(SETUP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+serve: setup
+	$(BIN)/superdiff serve --host $(HOST) --port $(PORT)
+
+test: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest
+
+bench: setup
+	$(BIN)/python benchmarks/sampler.py --out runs/sampler.json
+	$(BIN)/python benchmarks/startup.py --out runs/startup.json
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+fresh:
+	scripts/fresh_setup.sh

@@ -1,0 +1,177 @@
+"""What the builtin models draw, counted by the oracle: ``python -m pipelines.builtin.evaluate``.
+
+Every rate stands with its number of trials and Wilson's 95 % interval. Everything is seeded: two runs print one table.
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import sqrt
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from tqdm import tqdm
+
+from pipelines.builtin.oracle import Found, holds, read_picture, shapes_of, well_formed
+from pipelines.builtin.scenes import COLOURS, ROUND, SHAPES, SHARP, article, full_names
+from pipelines.catalog import Catalog
+from pipelines.composition import And, Average, Expression, Or, Product, Prompt, leaves
+from pipelines.model import Model
+from pipelines.sampler import SamplingParams, sample
+
+STEPS: Final = 25
+GUIDANCES: Final = (4.0, 8.0)
+SEEDS: Final = 32
+_PAIRS: Final = 24
+_Z: Final = 1.959964
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """How often something was so."""
+
+    hits: int
+    trials: int
+
+    @property
+    def value(self) -> float:
+        """The share, in [0, 1]."""
+        return self.hits / self.trials
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson's 95 % interval (Wilson, JASA 1927)."""
+        n, p = self.trials, self.value
+        centre, spread = p + _Z**2 / (2 * n), _Z * sqrt(p * (1 - p) / n + _Z**2 / (4 * n**2))
+        return max(0.0, (centre - spread) / (1 + _Z**2 / n)), min(1.0, (centre + spread) / (1 + _Z**2 / n))
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return f"{100 * self.value:.1f} % ({100 * low:.1f}–{100 * high:.1f})"
+
+
+def rate(verdicts: Sequence[bool]) -> Rate:
+    """The share of true verdicts."""
+    return Rate(sum(verdicts), len(verdicts))
+
+
+def draw(
+    expression: Expression, models: Mapping[str, Model], *, guidance: float, images: int = SEEDS, seed: int = 0
+) -> list[list[Found]]:
+    """Sample pictures with the default kernel and 25 steps, and let the oracle read them."""
+    params = SamplingParams(steps=STEPS, guidance_scale=guidance, seed=seed, num_images=images)
+    samples = sample(expression, params, models)
+    pictures = models[leaves(expression)[0].model].decode(samples.z)
+    pixels = pictures.permute(0, 2, 3, 1).mul(255).round().byte().cpu().numpy()
+    return [read_picture(picture) for picture in pixels]
+
+
+def single_prompts(models: Mapping[str, Model], guidance: float) -> dict[str, Rate]:
+    """24 captions × 32 seeds on `shapes`: is the named object there, and is the picture a scene of 1–3 shapes?"""
+    there, formed = [], []
+    for caption in tqdm(full_names(), desc=f"single prompts, guidance {guidance:g}"):
+        found = draw(Prompt(caption, "shapes"), models, guidance=guidance)
+        there += [holds(f, caption) for f in found]
+        formed += [well_formed(f) for f in found]
+    return {"named object there": rate(there), "1–3 well-formed objects": rate(formed)}
+
+
+def halves(models: Mapping[str, Model], guidance: float) -> dict[str, Rate]:
+    """How often a half draws a shape of the other half: without a prompt, and on the captions of its own shapes."""
+    rates = {}
+    for name, own, other in (("shapes-round", ROUND, SHARP), ("shapes-sharp", SHARP, ROUND)):
+        captions = [article(f"{colour} {shape}") for shape in own for colour in COLOURS]
+        strangers, there = [], []
+        for caption in tqdm(["", *captions], desc=f"{name}, guidance {guidance:g}"):
+            found = draw(Prompt(caption, name), models, guidance=guidance)
+            strangers += [bool(shapes_of(f) & set(other)) for f in found]
+            there += [holds(f, caption) for f in found] if caption else []
+        rates[f"{name} draws a {other[0]} or {other[1]}"] = rate(strangers)
+        rates[f"{name}: named object there"] = rate(there)
+    return rates
+
+
+def mixture_of_halves(models: Mapping[str, Model]) -> dict[str, Rate]:
+    """OR of the two halves without prompts, 512 pictures: which half's shapes appear."""
+    expression = Or((Prompt("", "shapes-round"), Prompt("", "shapes-sharp")))
+    found = draw(expression, models, guidance=1.0, images=512)
+    kinds = [shapes_of(f) for f in found]
+    clear = [k for k in kinds if k and (k <= set(ROUND) or k <= set(SHARP))]
+    return {
+        "shapes of one half only": Rate(len(clear), len(kinds)),
+        "of those, round": rate([k <= set(ROUND) for k in clear]),
+    }
+
+
+def pairs(count: int = _PAIRS) -> list[tuple[str, str]]:
+    """Pairs of captions that differ in colour and in shape, drawn with a fixed seed."""
+    rng = np.random.default_rng(0)
+    colours, made = list(COLOURS), []
+    for _ in range(count):
+        shapes, hues = rng.permutation(SHAPES)[:2], rng.permutation(colours)[:2]
+        made.append((article(f"{hues[0]} {shapes[0]}"), article(f"{hues[1]} {shapes[1]}")))
+    return made
+
+
+def composed_pairs(models: Mapping[str, Model], guidance: float) -> dict[str, dict[str, Rate]]:
+    """24 pairs × 32 seeds on `shapes`, by operator: are both objects there, either of them, is it a scene?"""
+
+    def joint(a: str, b: str) -> Expression:
+        return Prompt(f"{a} and {b}", "shapes")
+
+    def over(operator: Callable[[tuple[Prompt, ...]], Expression]) -> Callable[[str, str], Expression]:
+        return lambda a, b: operator((Prompt(a, "shapes"), Prompt(b, "shapes")))
+
+    ways = {"joint prompt": joint, "AND": over(And), "average": over(Average), "product": over(Product)}
+    table = {}
+    for name, way in ways.items():
+        both, either, formed = [], [], []
+        for a, b in tqdm(pairs(), desc=f"{name}, guidance {guidance:g}"):
+            for found in draw(way(a, b), models, guidance=guidance):
+                both.append(holds(found, f"{a} and {b}"))
+                either.append(holds(found, a) or holds(found, b))
+                formed.append(well_formed(found))
+        table[name] = {"both": rate(both), "at least one": rate(either), "1–3 well-formed": rate(formed)}
+    return table
+
+
+def across_halves(models: Mapping[str, Model], guidance: float) -> dict[str, Rate]:
+    """AND of a round thing from one half and a sharp thing from the other: neither model has ever seen both."""
+    both, either, formed = [], [], []
+    rng = np.random.default_rng(1)
+    for _ in tqdm(range(_PAIRS), desc=f"AND across halves, guidance {guidance:g}"):
+        hues = rng.permutation(list(COLOURS))
+        a, b = article(f"{hues[0]} {rng.choice(ROUND)}"), article(f"{hues[1]} {rng.choice(SHARP)}")
+        expression = And((Prompt(a, "shapes-round"), Prompt(b, "shapes-sharp")))
+        for found in draw(expression, models, guidance=guidance):
+            both.append(holds(found, f"{a} and {b}"))
+            either.append(holds(found, a) or holds(found, b))
+            formed.append(well_formed(found))
+    return {"both": rate(both), "at least one": rate(either), "1–3 well-formed": rate(formed)}
+
+
+def main() -> None:
+    """Measure everything, print it, and write it as JSON."""
+    parser = argparse.ArgumentParser(prog="python -m pipelines.builtin.evaluate", description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("runs/evaluation.json"))
+    arguments = parser.parse_args()
+    catalog = Catalog.builtin()
+    models = {name: catalog.get(name) for name in catalog.names}
+    tables: dict[str, Mapping[str, Rate]] = {"OR of the halves, no prompts": mixture_of_halves(models)}
+    for guidance in GUIDANCES:
+        tables[f"single prompts on shapes, guidance {guidance:g}"] = single_prompts(models, guidance)
+        tables[f"halves, guidance {guidance:g}"] = halves(models, guidance)
+        for name, rates in composed_pairs(models, guidance).items():
+            tables[f"{name} of two on shapes, guidance {guidance:g}"] = rates
+        tables[f"AND across the halves, guidance {guidance:g}"] = across_halves(models, guidance)
+    for title, rates in tables.items():
+        print(f"{title}\n" + "".join(f"    {name}: {value}\n" for name, value in rates.items()))
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    stored = {title: {k: [v.hits, v.trials] for k, v in rates.items()} for title, rates in tables.items()}
+    arguments.out.write_text(json.dumps(stored, indent=1, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    main()

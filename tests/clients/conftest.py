@@ -1,0 +1,54 @@
+import os
+import re
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+
+import httpx
+import pytest
+
+
+@dataclass
+class Server:
+    """A running ``superdiff serve``."""
+
+    process: subprocess.Popen
+    url: str
+    log: object
+
+    def stop(self):
+        """SIGTERM, and the exit status."""
+        self.process.terminate()
+        return self.process.wait(60)
+
+
+def start(log_path, **environment):
+    """``superdiff serve`` on a free port, ready to answer."""
+    log = log_path.open("w+")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "service.cli", "serve", "--port", "0"],
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        env=os.environ | {"SUPERDIFF_DEVICE": "cpu", "PYTHONUNBUFFERED": "1"} | environment,
+    )
+    deadline = time.monotonic() + 120
+    url = None
+    while time.monotonic() < deadline:
+        assert process.poll() is None, log_path.read_text()
+        if url is None:
+            found = re.search(r"http://127\.0\.0\.1:\d+", log_path.read_text())
+            url = found and found.group()
+        elif httpx.get(f"{url}/readyz").status_code == 200:
+            return Server(process, url, log)
+        time.sleep(0.1)
+    process.kill()
+    raise AssertionError(f"not ready: {log_path.read_text()}")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """The service with the models that ship, as `make serve` starts it."""
+    running = start(tmp_path_factory.mktemp("server") / "log")
+    yield running
+    running.stop()

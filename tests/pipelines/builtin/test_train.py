@@ -1,0 +1,107 @@
+"""The recipe in its smoke version: every stage runs, resumes to the same result, and leaves models that load."""
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pipelines.builtin.fitting import Plan, fit
+from pipelines.builtin.train import Recipe, noisy_words, train
+from pipelines.builtin.vocabulary import WORDS, write_tokenizer
+from pipelines.composition import And, Prompt
+from pipelines.families.folder import CALIBRATION_FILE
+from pipelines.families.stable_diffusion import StableDiffusion
+from pipelines.sampler import SamplingParams, sample
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*requires torchvision.*")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    root = tmp_path_factory.mktemp("recipe")
+    train(Recipe().smoke(), root / "work", root / "models")
+    return root
+
+
+def test_the_smoke_run_leaves_models_that_load_and_compose(trained):
+    cpu = torch.device("cpu")
+    models = {
+        name: StableDiffusion.load(trained / "models" / name, cpu, torch.float32)
+        for name in ("shapes", "shapes-round", "shapes-sharp")
+    }
+    assert all(model.card.calibrated for model in models.values())
+    expression = And((Prompt("a red circle", "shapes-round"), Prompt("a blue star", "shapes-sharp")))
+    assert torch.isfinite(sample(expression, SamplingParams(steps=3), models).z).all()
+
+
+def test_models_are_float16_safetensors_and_share_parts_by_links(trained):
+    models = trained / "models"
+    weights = load_file(models / "shapes-round/unet/diffusion_pytorch_model.safetensors")
+    assert {t.dtype for t in weights.values()} == {torch.float16}
+    for part in ("vae", "text_encoder", "tokenizer"):
+        assert (models / "shapes-sharp" / part).is_symlink()
+        assert (models / "shapes-sharp" / part).resolve() == (models / "shapes" / part).resolve()
+    assert not list(models.rglob("*.bin"))
+
+
+def test_a_second_run_over_the_same_work_gives_the_same_models(trained, tmp_path):
+    train(Recipe().smoke(), trained / "work", tmp_path)
+    for name in ("shapes", "shapes-round"):
+        for file in ("unet/diffusion_pytorch_model.safetensors", CALIBRATION_FILE):
+            assert (tmp_path / name / file).read_bytes() == (trained / "models" / name / file).read_bytes()
+
+
+def test_a_stopped_run_resumes_to_what_it_would_have_been(tmp_path):
+    def losses(module, target):
+        def loss(rng):
+            x = torch.from_numpy(rng.standard_normal((8, 3)).astype(np.float32))
+            return (module(x) - x @ target + 0.1 * torch.randn(8, 1)).square().mean()
+
+        return loss
+
+    target = torch.tensor([[1.0], [2.0], [3.0]])
+    plan = Plan(steps=30, batch=8, learning_rate=1e-2, warmup=5)
+
+    def run(checkpoint, stop_at=None):
+        torch.manual_seed(0)
+        module = torch.nn.Linear(3, 1)
+        inner = losses(module, target)
+        calls = iter(range(1000))
+
+        def loss(rng):
+            if stop_at is not None and next(calls) == stop_at:
+                raise KeyboardInterrupt
+            return inner(rng)
+
+        fit(module, loss, plan, checkpoint=checkpoint, label="test", seed=0, checkpoint_every=10)
+        return module.weight
+
+    whole = run(tmp_path / "whole.pt")
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "stopped.pt", stop_at=17)
+    torch.testing.assert_close(run(tmp_path / "stopped.pt"), whole, rtol=0, atol=0)
+
+
+def test_the_learning_rate_warms_up_and_falls_to_zero():
+    plan = Plan(steps=100, batch=1, learning_rate=1.0, warmup=10)
+    rates = [plan.rate(step) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert max(rates) == rates[9] == pytest.approx(1)
+    assert rates[-1] < 0.01
+
+
+def test_known_words_are_one_token_and_unknown_ones_fall_apart(tmp_path):
+    tokenizer = write_tokenizer(tmp_path)
+    for word in WORDS:
+        assert len(tokenizer.tokenize(word)) == 1
+    assert len(tokenizer.tokenize("shiny")) > 1
+    ids = tokenizer("ein 猫 🦊 red", padding="max_length", truncation=True).input_ids
+    assert len(ids) == tokenizer.model_max_length
+    assert tokenizer.unk_token_id not in ids[1:-1] or tokenizer.unk_token == tokenizer.eos_token
+
+
+def test_noisy_words_keep_the_caption_s_own():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        words = noisy_words("a red circle", rng).split()
+        assert [w for w in words if w in {"red", "circle"}] == ["red", "circle"]

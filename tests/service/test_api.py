@@ -1,0 +1,256 @@
+"""The routes in process, over small real models."""
+
+import base64
+import io
+import json
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+from PIL import Image
+
+from pipelines.catalog import Catalog, Entry
+from service.app import create_app
+from service.errors import MEDIA_TYPE
+from service.settings import Settings
+
+AND, OR = "/v1/superpose/and", "/v1/superpose/or"
+BODY = {"components": ["a red circle", {"prompt": "a blue star", "model": "two"}], "steps": 3, "seed": 5}
+
+
+@pytest.fixture(scope="module")
+def client(models):
+    settings = Settings(max_body_bytes=64 * 1024, max_pixels=16 * 16 * 8)
+    with TestClient(create_app(settings, catalog=Catalog.of(models))) as client:
+        yield client
+
+
+def pixels(data):
+    return np.asarray(Image.open(io.BytesIO(data)), dtype=int)
+
+
+def pictures(answer):
+    assert answer.status_code == 200, answer.text
+    return [pixels(base64.b64decode(image["b64_json"])) for image in answer.json()["images"]]
+
+
+def refused(answer, status):
+    """The problem document of a refusal."""
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == MEDIA_TYPE
+    problem = answer.json()
+    assert problem["status"] == status
+    return problem
+
+
+@pytest.mark.parametrize("path", [AND, OR])
+def test_a_composition_answers_with_pictures_densities_and_weights(client, path):
+    answer = client.post(path, json=BODY | {"num_images": 2, "include_trajectory": True})
+    body = answer.json()
+    assert [p.shape for p in pictures(answer)] == [(16, 16, 3)] * 2
+    assert body["components"] == ["a red circle @one", "a blue star @two"]
+    assert body["models"] == ["one", "two"]
+    assert body["seed"] == 5
+    assert [image["seed"] for image in body["images"]] == [5, 6]
+    for image in body["images"]:
+        assert set(image["log_density"]) == set(image["weight"]) == set(body["components"])
+        assert sum(image["weight"].values()) == pytest.approx(1)
+    if path == AND:
+        first, second = body["images"][0]["log_density"].values()
+        assert first == pytest.approx(second, abs=1e-2)
+    assert len(body["trajectory"]) == 3
+    assert body["trajectory"][-1]["sigma"] == 0
+    assert np.shape(body["trajectory"][0]["weight"]) == (2, 2)
+    assert body["timings"]["steps"] == 3
+
+
+def test_the_same_seed_gives_the_same_bytes(client):
+    first, second = (client.post(OR, json=BODY).json()["images"][0]["b64_json"] for _ in range(2))
+    assert first == second
+    assert client.post(OR, json=BODY | {"seed": 6}).json()["images"][0]["b64_json"] != first
+
+
+def test_several_images_equal_single_requests(client):
+    together = client.post(AND, json=BODY | {"num_images": 3})
+    for i, picture in enumerate(pictures(together)):
+        seed = together.json()["images"][i]["seed"]
+        (alone,) = pictures(client.post(AND, json=BODY | {"seed": seed}))
+        assert np.abs(picture - alone).max() <= 1
+
+
+@pytest.mark.parametrize("image_format", ["png", "jpeg", "webp"])
+def test_the_bare_picture_by_accept_and_the_format_by_field(client, image_format):
+    bare = client.post(OR, json=BODY, headers={"Accept": f"image/{image_format}"})
+    assert bare.headers["content-type"] == f"image/{image_format}"
+    assert bare.headers["x-superdiff-seed"] == "5"
+    assert set(json.loads(bare.headers["x-superdiff-log-density"])) == {"a red circle @one", "a blue star @two"}
+    assert Image.open(io.BytesIO(bare.content)).format == image_format.upper()
+    inside = client.post(OR, json=BODY | {"output_format": image_format}).json()["images"][0]["b64_json"]
+    assert base64.b64decode(inside) == bare.content
+
+
+def test_a_bare_picture_with_any_prompt_in_its_headers(client):
+    body = {"components": ["über 猫\n\"'", "b"], "steps": 1}
+    answer = client.post(OR, json=body, headers={"Accept": "image/png"})
+    assert answer.status_code == 200
+    assert set(json.loads(answer.headers["x-superdiff-weight"])) == {"über 猫\n\"'", "b"}
+
+
+def test_a_bare_picture_of_several_is_refused_before_any_work(client):
+    problem = refused(client.post(OR, json=BODY | {"num_images": 2}, headers={"Accept": "image/png"}), 406)
+    assert "num_images is 2" in problem["detail"]
+
+
+def test_other_sizes(client):
+    (picture,) = pictures(client.post(OR, json=BODY | {"width": 24, "height": 16}))
+    assert picture.shape == (16, 24, 3)
+
+
+BAD = [
+    ({"components": []}, "#/components", "at least 1"),
+    ({"components": ["a"] * 17}, "#/components", "at most 16"),
+    ({"components": [{"prompt": "a", "wieght": 1}]}, "#/components/0/wieght", "no such field"),
+    ({"components": [{"model": "one"}]}, "#/components/0/prompt", "required"),
+    ({"components": [7]}, "#/components/0", "valid dictionary"),
+    ({"components": ["x" * 4001]}, "#/components/0/prompt", "at most 4000"),
+    ({"components": [{"prompt": "a", "weight": 1e5}]}, "#/components/0/weight", "less than or equal to 10000"),
+    ({"components": [{"prompt": "a", "model": ""}]}, "#/components/0/model", "at least 1 character"),
+    ({"negative_prompt": "x" * 4001}, "#/negative_prompt", "at most 4000"),
+    ({"guidance_scale": -0.1}, "#/guidance_scale", "greater than or equal to 0"),
+    ({"guidance_scale": 101}, "#/guidance_scale", "less than or equal to 100"),
+    ({"steps": 0}, "#/steps", "greater than or equal to 1"),
+    ({"steps": 1001}, "#/steps", "less than or equal to 1000"),
+    ({"steps": 2.5}, "#/steps", "valid integer"),
+    ({"seed": -1}, "#/seed", "greater than or equal to 0"),
+    ({"seed": 2**53}, "#/seed", "less than 9007199254740992"),
+    ({"num_images": 0}, "#/num_images", "greater than or equal to 1"),
+    ({"num_images": 65}, "#/num_images", "less than or equal to 64"),
+    ({"width": 4}, "#/width", "greater than or equal to 8"),
+    ({"width": 18}, "#/width", "multiple of 4"),
+    ({"height": 4100}, "#/height", "less than or equal to 4096"),
+    ({"num_images": 9}, "#/num_images", "allows 2048 pixels"),
+    ({"kernel": "magic"}, "#/kernel", "'calibrated', 'posterior'"),
+    ({"kernel": "deterministic"}, "#/kernel", "no density to weigh"),
+    ({"output_format": "gif"}, "#/output_format", "'png', 'jpeg' or 'webp'"),
+    ({"response_format": "url"}, "#/response_format", "'b64_json'"),
+    ({"include_trajectory": "perhaps"}, "#/include_trajectory", "valid boolean"),
+    ({"stpes": 3}, "#/stpes", "no such field"),
+]
+
+
+@pytest.mark.parametrize("path", [AND, OR])
+@pytest.mark.parametrize(("change", "pointer", "told"), BAD, ids=[pointer + told for _, pointer, told in BAD])
+def test_every_bound_is_refused_naming_the_field(client, path, change, pointer, told):
+    problem = refused(client.post(path, json=BODY | change), 422)
+    (error,) = [error for error in problem["errors"] if error["pointer"] == pointer]
+    assert told in error["detail"]
+
+
+@pytest.mark.parametrize(
+    ("path", "change", "pointer"),
+    [
+        (OR, {"temperature": -1}, "#/temperature"),
+        (OR, {"lift": 1}, "#/lift"),
+        (AND, {"lift": 20000}, "#/lift"),
+        (AND, {"temperature": 1}, "#/temperature"),
+    ],
+)
+def test_each_operator_has_its_own_fields(client, path, change, pointer):
+    problem = refused(client.post(path, json=BODY | change), 422)
+    assert [error["pointer"] for error in problem["errors"]] == [pointer]
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity"])
+def test_numbers_must_be_finite(client, number):
+    text = json.dumps(BODY)[:-1] + f', "guidance_scale": {number}}}'
+    problem = refused(client.post(OR, content=text, headers={"Content-Type": "application/json"}), 422)
+    assert problem["errors"][0]["pointer"] == "#/guidance_scale"
+
+
+def test_all_faults_are_named_at_once(client):
+    problem = refused(client.post(OR, json={"components": ["a"], "steps": 0, "seed": -1, "extra": 1}), 422)
+    assert {error["pointer"] for error in problem["errors"]} == {"#/steps", "#/seed", "#/extra"}
+
+
+@pytest.mark.parametrize("text", ['{"components": ["a"]', "", "\xff", "[1, 2"])
+def test_what_is_not_json_is_400(client, text):
+    answer = client.post(OR, content=text.encode("latin-1"), headers={"Content-Type": "application/json"})
+    if text:
+        assert "JSON" in refused(answer, 400)["detail"] or "parsing" in answer.json()["detail"]
+    else:
+        refused(answer, 422)
+
+
+def test_what_does_not_say_it_is_json_is_415(client):
+    answer = client.post(OR, content=json.dumps(BODY), headers={"Content-Type": "text/plain"})
+    assert "application/json" in refused(answer, 415)["detail"]
+
+
+def test_a_large_body_is_413(client):
+    refused(client.post(OR, json={"components": ["a"], "junk": "x" * 100_000}), 413)
+
+
+def test_an_unknown_model_is_404_and_the_known_ones_are_named(client):
+    problem = refused(client.post(AND, json={"components": ["a", {"prompt": "b", "model": "three"}]}), 404)
+    assert "'three'" in problem["detail"]
+    assert "one, two, pixels" in problem["detail"]
+    refused(client.get("/v1/models/three"), 404)
+
+
+def test_models_without_a_common_space_are_422_and_both_spaces_are_named(client):
+    body = {"components": ["a", {"prompt": "", "model": "pixels"}]}
+    problem = refused(client.post(AND, json=body), 422)
+    assert "one: latent" in problem["detail"]
+    assert "pixels: pixel" in problem["detail"]
+
+
+def test_a_prompt_to_a_model_without_prompts_is_422(client):
+    problem = refused(client.post(OR, json={"components": [{"prompt": "a cat", "model": "pixels"}]}), 422)
+    assert problem["errors"][0]["pointer"] == "#/components/0/prompt"
+    ok = client.post(OR, json={"components": [{"prompt": "", "model": "pixels"}], "steps": 2})
+    assert pictures(ok)[0].shape == (8, 8, 3)
+
+
+def test_models_tell_what_they_compose_with(client):
+    listed = client.get("/v1/models").json()
+    assert listed["object"] == "list"
+    by_name = {info["id"]: info for info in listed["data"]}
+    assert by_name["one"]["composes_with"] == ["two"]
+    assert by_name["pixels"]["composes_with"] == []
+    assert by_name["one"]["space"] == by_name["two"]["space"]
+    assert by_name["one"]["default"]
+    assert by_name["pixels"]["takes_prompts"] is False
+    assert client.get("/v1/models/two").json() == by_name["two"]
+
+
+def test_health_readiness_and_documentation(client):
+    assert client.get("/healthz").json()["status"] == "ok"
+    assert client.get("/readyz").json()["status"] == "ready"
+    assert client.get("/docs").status_code == 200
+    described = client.get("/openapi.json").json()
+    assert {AND, OR, "/v1/models", "/healthz", "/readyz"} <= set(described["paths"])
+    assert set(described["paths"][AND]["post"]["responses"]) >= {"200", "400", "404", "422", "429", "503"}
+
+
+@pytest.mark.parametrize(("method", "path", "status"), [("get", "/nothing", 404), ("get", OR, 405)])
+def test_wrong_paths_and_methods_are_problems_too(client, method, path, status):
+    refused(getattr(client, method)(path), status)
+
+
+def test_a_broken_model_is_503_and_the_others_serve_on(folders, tmp_path):
+    broken = tmp_path / "broken"
+    (broken / "unet").mkdir(parents=True)
+    (broken / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+    catalog = Catalog([Entry("one", folders / "one"), Entry("broken", broken)])
+    with TestClient(create_app(Settings(), catalog=catalog)) as client:
+        problem = refused(client.post(OR, json={"components": [{"prompt": "a", "model": "broken"}]}), 503)
+        assert "broken: cannot be loaded" in problem["detail"]
+        assert str(tmp_path) not in json.dumps(problem)
+        assert client.post(OR, json={"components": ["a"], "steps": 1}).status_code == 200
+
+
+def test_two_applications_share_nothing(models):
+    one, two = (create_app(Settings(), catalog=Catalog.of({name: models[name]})) for name in ("one", "two"))
+    with TestClient(one) as first, TestClient(two) as second:
+        assert [m["id"] for m in first.get("/v1/models").json()["data"]] == ["one"]
+        assert [m["id"] for m in second.get("/v1/models").json()["data"]] == ["two"]

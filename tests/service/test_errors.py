@@ -1,0 +1,72 @@
+"""Every exception has its problem, and the wire never shows an inside."""
+
+import inspect
+from http import HTTPStatus
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from pipelines import errors as science
+from service.engine.engine import CancelledJobError, EngineStoppedError
+from service.engine.scheduler import QueueFullError
+from service.errors import MEDIA_TYPE, STATUS, install, pointer
+
+SAMPLES = [
+    (science.InvalidInputError("steps must be at least 1, got 0", field=("steps",)), 422),
+    (science.IncompatibleModelsError({"a": "latent", "b": "pixel"}), 422),
+    (science.UnknownModelError("x", ("shapes",)), 404),
+    (science.NonFiniteError("the sample overflowed"), 422),
+    (science.ModelLoadError("broken: truncated"), 503),
+    (science.CatalogError("bad"), 500),
+    (QueueFullError(7), 429),
+    (EngineStoppedError("the service is shutting down"), 503),
+    (CancelledJobError("the job was cancelled"), 409),
+]
+
+
+@pytest.fixture
+def client():
+    app = FastAPI()
+    install(app)
+
+    @app.get("/fail/{index}")
+    async def fail(index: int) -> None:
+        raise SAMPLES[index][0]
+
+    @app.get("/bug")
+    async def bug() -> None:
+        raise KeyError("/secret/path")
+
+    return TestClient(app, raise_server_exceptions=False)
+
+
+def test_the_map_is_total():
+    tree = {kind for _, kind in inspect.getmembers(science, inspect.isclass) if issubclass(kind, Exception)}
+    assert tree <= set(STATUS)
+    assert {type(error) for error, _ in SAMPLES} | {science.PipelineError} == set(STATUS)
+
+
+@pytest.mark.parametrize("index", range(len(SAMPLES)))
+def test_every_exception_becomes_its_problem(client, index):
+    error, status = SAMPLES[index]
+    answer = client.get(f"/fail/{index}")
+    assert answer.status_code == status
+    assert answer.headers["content-type"] == MEDIA_TYPE
+    body = answer.json()
+    assert body["status"] == status
+    assert body["title"] == HTTPStatus(status).phrase
+    assert body["detail"] == str(error)
+    assert body["instance"] == f"/fail/{index}"
+    assert ("retry-after" in answer.headers) == (status in {429, 503})
+
+
+def test_a_bug_gives_an_id_and_no_inside(client):
+    answer = client.get("/bug")
+    assert answer.status_code == 500
+    assert "secret" not in answer.text
+    assert answer.headers["x-request-id"] in answer.json()["detail"]
+
+
+def test_pointers_are_escaped():
+    assert pointer(("components", 0, "a/b~c")) == "#/components/0/a~1b~0c"
