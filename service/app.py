@@ -8,12 +8,12 @@ from importlib.metadata import version
 from typing import Final
 
 from fastapi import FastAPI
-from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 
 from pipelines.catalog import Catalog
 from pipelines.errors import PipelineError
 from service import errors
 from service.api import health, models, superpose
+from service.body_limit import BodyLimit
 from service.engine.engine import Engine
 from service.engine.executor import Executor
 from service.services import Services
@@ -57,7 +57,7 @@ def create_app(
         title="superdiff-serve", version=version("superdiff-serve"), description=_DESCRIPTION, lifespan=lifespan
     )
     app.state.services = services
-    app.add_middleware(RequestBodyLimitMiddleware, max_body_size=settings.max_body_bytes)
+    app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
     errors.install(app)
     for router in (superpose.router, models.router, health.router):
         app.include_router(router)

@@ -159,12 +159,12 @@ def main() -> None:
     arguments = parser.parse_args()
     catalog = Catalog.builtin()
     models = {name: catalog.get(name) for name in catalog.names}
-    tables: dict[str, Mapping[str, Rate]] = {"OR of the halves, no prompts": mixture_of_halves(models)}
+    tables: dict[str, dict[str, Rate]] = {"OR of the halves, no prompts": mixture_of_halves(models)}
     for guidance in GUIDANCES:
         tables[f"single prompts on shapes, guidance {guidance:g}"] = single_prompts(models, guidance)
         tables[f"halves, guidance {guidance:g}"] = halves(models, guidance)
-        for name, rates in composed_pairs(models, guidance).items():
-            tables[f"{name} of two on shapes, guidance {guidance:g}"] = rates
+        for name, row in composed_pairs(models, guidance).items():
+            tables[f"{name} of two on shapes, guidance {guidance:g}"] = row
         tables[f"AND across the halves, guidance {guidance:g}"] = across_halves(models, guidance)
     for title, rates in tables.items():
         print(f"{title}\n" + "".join(f"    {name}: {value}\n" for name, value in rates.items()))

@@ -2,8 +2,8 @@
 
 Five stages, each resumable: the autoencoder on endless scenes; the latents of a fixed set of scenes; the `shapes`
 denoiser together with the text encoder; then `shapes-round` and `shapes-sharp` from scratch on disjoint halves of the
-shapes, over the same frozen autoencoder and text encoder; last, each model's denoising error m(σ) on new scenes, for the
-calibrated kernel. About two hours on two CPU cores.
+shapes, over the same frozen autoencoder and text encoder; last, each model's denoising error m(σ) on new scenes, for
+the calibrated kernel. About two hours on two CPU cores.
 
 The denoisers predict v (Salimans & Ho, *Progressive Distillation for Fast Sampling of Diffusion Models*, ICLR 2022) on
 Stable Diffusion's schedule. The loss in x̂0 is weighted by min(SNR + 1, 5) (after Hang et al., *Efficient Diffusion

@@ -8,7 +8,7 @@ import torch
 from diffusers import DDPMPipeline, UNet2DModel
 from torch import Tensor
 
-from pipelines.errors import InvalidInputError
+from pipelines.errors import InvalidInputError, ModelLoadError
 from pipelines.families.folder import CALIBRATION_FILE, count_parameters, load_pipeline, read_calibration
 from pipelines.kernel import DenoisingError
 from pipelines.model import Card, Condition, DataSpace, Shape
@@ -52,6 +52,8 @@ class Unconditional:
     def load(cls, folder: Path, device: torch.device, dtype: torch.dtype) -> Self:
         """Load a folder's safetensors; :class:`ModelLoadError` where it is not whole or not of this kind."""
         pipeline = load_pipeline(folder, DDPMPipeline.from_pretrained, dtype=dtype)
+        if not isinstance(pipeline.unet, UNet2DModel):
+            raise ModelLoadError(f"{folder.name}: its network takes a condition; this is no {PIPELINE}")
         pipeline.unet.to(device).requires_grad_(False).eval()
         scheduler = pipeline.scheduler.config
         prediction = Prediction(scheduler.get("prediction_type", Prediction.EPSILON))

@@ -187,7 +187,14 @@ def test_what_does_not_say_it_is_json_is_415(client):
 
 
 def test_a_large_body_is_413(client):
-    refused(client.post(OR, json={"components": ["a"], "junk": "x" * 100_000}), 413)
+    problem = refused(client.post(OR, json={"components": ["a"], "junk": "x" * 100_000}), 413)
+    assert "65536 bytes" in problem["detail"]
+
+    def chunks():
+        for _ in range(100):
+            yield b" " * 1000
+
+    refused(client.post(OR, content=chunks(), headers={"Content-Type": "application/json"}), 413)
 
 
 def test_an_unknown_model_is_404_and_the_known_ones_are_named(client):

@@ -42,11 +42,13 @@ def test_compose_writes_pictures(catalog, tmp_path):
     words = ["compose", "a red circle", "and", "a blue star", "--catalog", str(catalog), "--steps", "2"]
     one = RUN.invoke(app, [*words, "--out", str(tmp_path / "new/one.png"), "--seed", "4"])
     assert one.exit_code == 0, one.output
-    assert Image.open(tmp_path / "new/one.png").size == (16, 16)
+    with Image.open(tmp_path / "new/one.png") as image:
+        assert image.size == (16, 16)
     assert "seed 4" in one.output
     two = RUN.invoke(app, [*words, "--out", str(tmp_path / "two.webp"), "-n", "2"])
     assert two.exit_code == 0, two.output
-    assert Image.open(tmp_path / "two-1.webp").format == "WEBP"
+    with Image.open(tmp_path / "two-1.webp") as image:
+        assert image.format == "WEBP"
 
 
 @pytest.mark.parametrize(
