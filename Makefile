@@ -30,8 +30,9 @@ test: setup
 	$(BIN)/pytest
 
 bench: setup
-	$(BIN)/python benchmarks/sampler.py --out runs/sampler.json
-	$(BIN)/python benchmarks/startup.py --out runs/startup.json
+	$(BIN)/python -m benchmarks.sampler
+	$(BIN)/python -m benchmarks.startup
+	$(BIN)/python -m benchmarks.accuracy
 
 format: setup
 	$(BIN)/ruff check --fix .

@@ -63,6 +63,11 @@ class And:
 
     def __post_init__(self) -> None:
         _check_terms(self.terms, self.lifts)
+        lifts: dict[Prompt, float] = {}
+        for i, (term, lift) in enumerate(zip(self.terms, self.lifts or (0.0,) * len(self.terms), strict=True)):
+            if lifts.setdefault(term, lift) != lift:
+                detail = "this component is the same as an earlier one, so their log-densities cannot end apart"
+                raise InvalidInputError(detail, field=("components", i, "weight"))
 
 
 @dataclass(frozen=True, slots=True)

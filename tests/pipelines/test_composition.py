@@ -39,3 +39,10 @@ def test_a_temperature_without_meaning_is_refused(temperature):
 def test_an_average_needs_weights_that_can_be_normalised(weights):
     with pytest.raises(InvalidInputError, match="≥ 0 and not all 0"):
         Average((A, B), weights)
+
+
+def test_one_density_cannot_be_lifted_above_itself():
+    assert And((A, B, A), lifts=(1.0, 0.0, 1.0)).lifts == (1.0, 0.0, 1.0)
+    with pytest.raises(InvalidInputError, match="same as an earlier one") as refused:
+        And((A, B, A), lifts=(1.0, 0.0, 0.0))
+    assert refused.value.field == ("components", 2, "weight")
