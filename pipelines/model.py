@@ -103,6 +103,10 @@ class Codec(Protocol):
         """(B, …) clean samples to (B, 3, height, width) pictures in [0, 1]."""
         ...
 
+    def preview(self, z: Tensor) -> Tensor:
+        """(B, …) estimates of clean samples to small (B, 3, h, w) pictures in [0, 1], at little cost."""
+        ...
+
     def encode(self, images: Tensor) -> Tensor:
         """(B, 3, height, width) pictures in [0, 1] to (B, …) clean samples."""
         ...

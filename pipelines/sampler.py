@@ -273,8 +273,15 @@ def _encoder(models: Mapping[str, Model]) -> Callable[[Prompt], Condition]:
 
 
 @torch.inference_mode()
-def evaluate(states: Sequence[SamplerState], models: Mapping[str, Model]) -> list[Tensor]:
+def evaluate(
+    states: Sequence[SamplerState], models: Mapping[str, Model], forward_rows: int | None = None
+) -> list[Tensor]:
     """x̂0 of every row of every state: one forward per model.
+
+    Args:
+        states: Not done, of one sample shape, on one device.
+        models: The loaded models by name.
+        forward_rows: How many rows one forward may take; more are split over several. None for no bound.
 
     Returns:
         For each state (B, M + P, …): its components, then its unconditional branches.
@@ -290,13 +297,27 @@ def evaluate(states: Sequence[SamplerState], models: Mapping[str, Model]) -> lis
         levels = [float(states[i].schedule.sigmas[states[i].index]) for i, _ in places]
         sigma = torch.tensor(levels, dtype=torch.float64).repeat_interleave(torch.tensor(sizes)).to(z.device)
         condition = collate([(states[i].conditions[j], size) for (i, j), size in zip(places, sizes, strict=True)])
-        outputs = models[name].denoised(z, sigma, condition).split(sizes)
+        outputs = _forward(models[name], z, sigma, condition, forward_rows or len(z)).split(sizes)
         for (i, j), output in zip(places, outputs, strict=True):
             answers[i][j] = output
     return [
         torch.stack([rows[slot] for slot in state.layout.slots], dim=1)
         for state, rows in zip(states, answers, strict=True)
     ]
+
+
+def _forward(model: Model, z: Tensor, sigma: Tensor, condition: Condition, rows: int) -> Tensor:
+    """``model.denoised`` in forwards of at most ``rows`` rows, as equal in size as can be."""
+    if len(z) <= rows:
+        return model.denoised(z, sigma, condition)
+    parts = -(-len(z) // rows)
+    split = {key: value.chunk(parts) for key, value in condition.items()}
+    return torch.cat(
+        [
+            model.denoised(x, level, {key: chunks[k] for key, chunks in split.items()})
+            for k, (x, level) in enumerate(zip(z.chunk(parts), sigma.chunk(parts), strict=True))
+        ]
+    )
 
 
 def collate(conditions: Sequence[tuple[Condition, int]]) -> Condition:
@@ -361,6 +382,16 @@ def _widened(denoised: Tensor, rule: Rule, components: int, unconditionals: int)
     parts = [denoised[:, :own], filler.expand(-1, missing[0], *filler.shape[2:])]
     parts += [denoised[:, own:], filler.expand(-1, missing[1], *filler.shape[2:])]
     return torch.cat(parts, dim=1)
+
+
+def estimate(before: SamplerState, after: SamplerState, noise: Tensor) -> Tensor:
+    """The denoised estimate that a step followed: (B, …), what the sample would be if sampling ended with it.
+
+    The step was d = (h/σ²)(x̂0 − z) + √v ξ, so x̂0 = z + (σ²/h)(d − √v ξ).
+    """
+    sigma, h, v = before.schedule.at(before.index)
+    moved = after.z - before.z - math.sqrt(v) * noise.to(before.z)
+    return before.z + sigma**2 / h * moved
 
 
 @dataclass(frozen=True, slots=True)

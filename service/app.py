@@ -12,10 +12,13 @@ from fastapi import FastAPI
 from pipelines.catalog import Catalog
 from pipelines.errors import PipelineError
 from service import errors
-from service.api import health, models, superpose
+from service.api import health, jobs, models, superpose
 from service.body_limit import BodyLimit
 from service.engine.engine import Engine
 from service.engine.executor import Executor
+from service.engine.metrics import Metrics
+from service.engine.scheduler import Limits
+from service.registry import Registry
 from service.services import Services
 from service.settings import Settings
 
@@ -42,8 +45,8 @@ def create_app(
         read = settings.catalog
         catalog = Catalog.read(read, settings.device) if read else Catalog.builtin(settings.device)
     if engine is None:
-        engine = Engine(Executor(catalog), max_waiting=settings.max_waiting, max_rows=settings.max_rows)
-    services = Services(settings, catalog, engine)
+        engine = build_engine(settings, catalog)
+    services = Services(settings, catalog, engine, Registry(settings.keep_s, settings.keep_jobs))
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -59,9 +62,23 @@ def create_app(
     app.state.services = services
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
     errors.install(app)
-    for router in (superpose.router, models.router, health.router):
+    for router in (superpose.router, jobs.router, models.router, health.router):
         app.include_router(router)
     return app
+
+
+def build_engine(settings: Settings, catalog: Catalog) -> Engine:
+    """The engine as the settings want it, not yet started."""
+    metrics = Metrics()
+    limits = Limits(
+        waiting_jobs=settings.waiting_jobs,
+        waiting_rows=settings.waiting_rows,
+        caller_jobs=settings.caller_jobs,
+        running_rows=settings.running_rows,
+        ageing_s=settings.ageing_s,
+    )
+    executor = Executor(catalog, forward_rows=settings.forward_rows, metrics=metrics)
+    return Engine(executor, limits, decode_images=settings.decode_images, metrics=metrics)
 
 
 async def _load(services: Services) -> None:

@@ -1,8 +1,10 @@
 """The command ``superdiff``: serve, compose, models, calibrate."""
 
 import contextlib
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Final
 
 import typer
@@ -34,12 +36,26 @@ def serve(
     import uvicorn
 
     from service.app import create_app
+    from service.services import Services
 
     given = {"host": host, "port": port, "catalog": catalog, "device": device}
     settings = Settings(**{key: value for key, value in given.items() if value is not None})  # type: ignore[arg-type]
     with _told():
         application = create_app(settings)
-    uvicorn.run(application, host=settings.host, port=settings.port, timeout_graceful_shutdown=int(settings.grace_s))
+    config = uvicorn.Config(
+        application, host=settings.host, port=settings.port, timeout_graceful_shutdown=int(settings.grace_s)
+    )
+    services: Services = application.state.services
+
+    class Server(uvicorn.Server):
+        """Drains the engine as soon as the signal comes: waiting jobs are turned away, running ones finish."""
+
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            # Not in the signal handler itself: it may have interrupted a holder of the engine's lock.
+            threading.Thread(target=services.engine.drain).start()
+            super().handle_exit(sig, frame)
+
+    Server(config).run()
 
 
 @app.command()

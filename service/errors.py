@@ -1,6 +1,7 @@
 """From exceptions to problem documents (RFC 9457): the one place where the wire learns of what went wrong."""
 
 import logging
+import math
 import uuid
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
@@ -21,8 +22,9 @@ from pipelines.errors import (
     PipelineError,
     UnknownModelError,
 )
-from service.engine.engine import CancelledJobError, EngineStoppedError
+from service.engine.job import CancelledJobError, DeadlineError, EngineStoppedError
 from service.engine.scheduler import QueueFullError
+from service.registry import UnknownJobError
 
 MEDIA_TYPE: Final = "application/problem+json"
 _LOG: Final = logging.getLogger(__name__)
@@ -44,6 +46,7 @@ class Problem(BaseModel):
     detail: str
     instance: str
     errors: list[FieldProblem] = []
+    queue_position: int | None = None
 
 
 STATUS: Final[Mapping[type[Exception], HTTPStatus]] = {
@@ -57,6 +60,8 @@ STATUS: Final[Mapping[type[Exception], HTTPStatus]] = {
     QueueFullError: HTTPStatus.TOO_MANY_REQUESTS,
     EngineStoppedError: HTTPStatus.SERVICE_UNAVAILABLE,
     CancelledJobError: HTTPStatus.CONFLICT,
+    DeadlineError: HTTPStatus.GATEWAY_TIMEOUT,
+    UnknownJobError: HTTPStatus.NOT_FOUND,
 }
 _RETRY_AFTER: Final = {HTTPStatus.TOO_MANY_REQUESTS: 5, HTTPStatus.SERVICE_UNAVAILABLE: 10}
 
@@ -77,19 +82,40 @@ def problem(
     document = Problem(
         title=status.phrase, status=status, detail=detail, instance=request.url.path, errors=list(errors)
     )
+    return _response(document, headers)
+
+
+def _response(document: Problem, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    status = HTTPStatus(document.status)
     retry = {"Retry-After": str(_RETRY_AFTER[status])} if status in _RETRY_AFTER else {}
-    return JSONResponse(document.model_dump(), status, {**retry, **(headers or {})}, MEDIA_TYPE)
+    return JSONResponse(document.model_dump(exclude_none=True), status, {**retry, **(headers or {})}, MEDIA_TYPE)
+
+
+def describe(error: Exception, instance: str) -> Problem:
+    """The problem document of an exception; one that is not in the table keeps its inside to itself."""
+    status = next((STATUS[kind] for kind in type(error).__mro__ if kind in STATUS), None)
+    if status is None:
+        request_id = uuid.uuid4().hex
+        _LOG.error("request %s failed", request_id, exc_info=error)
+        detail = f"The service failed at this request. Tell its operator the request id {request_id}."
+        status = HTTPStatus.INTERNAL_SERVER_ERROR
+        return Problem(title=status.phrase, status=status, detail=detail, instance=instance)
+    document = Problem(title=status.phrase, status=status, detail=str(error), instance=instance)
+    if isinstance(error, InvalidInputError):
+        document.errors = [FieldProblem(pointer=pointer(error.field), detail=error.detail)]
+    if isinstance(error, QueueFullError):
+        document.queue_position = error.waiting
+    return document
 
 
 def install(app: FastAPI) -> None:
     """Let the app answer every exception with a problem document."""
 
     async def known(request: Request, error: Exception) -> JSONResponse:
-        status = next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
-        errors = []
-        if isinstance(error, InvalidInputError):
-            errors = [FieldProblem(pointer=pointer(error.field), detail=error.detail)]
-        return problem(request, status, str(error), errors)
+        headers = {}
+        if isinstance(error, QueueFullError) and error.retry_after_s is not None:
+            headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
+        return _response(describe(error, request.url.path), headers)
 
     async def invalid(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
@@ -99,17 +125,11 @@ def install(app: FastAPI) -> None:
         assert isinstance(error, HTTPException)
         return problem(request, HTTPStatus(error.status_code), error.detail, headers=error.headers)
 
-    async def unexpected(request: Request, error: Exception) -> JSONResponse:
-        request_id = uuid.uuid4().hex
-        _LOG.error("request %s failed", request_id, exc_info=error)
-        detail = f"The service failed at this request. Tell its operator the request id {request_id}."
-        return problem(request, HTTPStatus.INTERNAL_SERVER_ERROR, detail, headers={"X-Request-Id": request_id})
-
     for kind in STATUS:
         app.add_exception_handler(kind, known)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http)
-    app.add_exception_handler(Exception, unexpected)
+    app.add_exception_handler(Exception, known)
 
 
 def _refusal(request: Request, error: RequestValidationError) -> JSONResponse:

@@ -1,5 +1,6 @@
 """What goes over the wire, with every bound; and how it becomes an expression and parameters."""
 
+import math
 import secrets
 from collections.abc import Sequence
 from enum import StrEnum
@@ -10,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pipelines.composition import MAX_COMPONENTS, And, Or, Prompt
 from pipelines.kernel import Kernel
 from pipelines.sampler import MAX_STEPS, SEED_LIMIT, SamplingParams
+from service.engine.job import Ask, Phase
+from service.engine.scheduler import DEFAULT_PRIORITY, HIGHEST_PRIORITY
 
 _PROMPT_LENGTH: Final = 4000
 _NATS: Final = 1e4
@@ -78,12 +81,34 @@ class _Request(BaseModel):
     height: Annotated[int | None, Field(ge=8, le=_SIDE, description="Pixels; absent: the model's own size.")] = None
     kernel: Annotated[Kernel, Field(description="How noise and densities are stepped.")] = Kernel.CALIBRATED
     output_format: ImageFormat = ImageFormat.PNG
-    response_format: Annotated[Literal["b64_json"], Field(description="How the answer carries pictures.")] = "b64_json"
+    response_format: Annotated[
+        Literal["b64_json", "url"], Field(description="Pictures inside the answer, or where to fetch them for a while.")
+    ] = "b64_json"
     include_trajectory: Annotated[bool, Field(description="Return weights and log-densities of every step.")] = False
+    preview_every: Annotated[
+        int, Field(ge=0, le=MAX_STEPS, description="Every how many steps listeners get a preview; 0 for never.")
+    ] = 0
+    priority: Annotated[
+        int, Field(ge=0, le=HIGHEST_PRIORITY, description="Higher runs earlier; waiting raises it.")
+    ] = DEFAULT_PRIORITY
+    timeout_s: Annotated[
+        float | None,
+        Field(gt=0, le=86400, allow_inf_nan=False, description="After how many seconds the answer is worthless."),
+    ] = None
 
     def prompts(self, default_model: str) -> tuple[Prompt, ...]:
         """The components as leaves."""
         return tuple(Prompt(c.prompt, c.model or default_model) for c in self.components)
+
+    def ask(self, caller: str) -> Ask:
+        """What the engine is asked for besides the sample."""
+        return Ask(
+            caller=caller,
+            priority=self.priority,
+            timeout_s=math.inf if self.timeout_s is None else self.timeout_s,
+            keep_trajectory=self.include_trajectory,
+            preview_every=self.preview_every,
+        )
 
     def params(self) -> SamplingParams:
         """The sampling parameters; draws a seed where none was given."""
@@ -135,7 +160,8 @@ class AndRequest(_Request):
 class Picture(BaseModel):
     """One picture and what the density estimator says of it."""
 
-    b64_json: Annotated[str, Field(description="The encoded picture.")]
+    b64_json: Annotated[str | None, Field(description="The encoded picture.")] = None
+    url: Annotated[str | None, Field(description="Where to fetch the picture for a while.")] = None
     seed: Annotated[int, Field(description="With it a request of one image draws this picture again.")]
     log_density: Annotated[dict[str, float], Field(description="Component → log q in nats.")]
     weight: Annotated[dict[str, float], Field(description="Component → mean κ over the steps.")]
@@ -145,6 +171,7 @@ class Picture(BaseModel):
 class TrajectoryPoint(BaseModel):
     """The state after one step; one list a picture, one number a component."""
 
+    step: int
     sigma: Annotated[float, Field(description="The noise level reached.")]
     log_density: list[list[float]]
     weight: list[list[float]]
@@ -170,6 +197,48 @@ class SuperposeResponse(BaseModel):
     images: list[Picture]
     trajectory: list[TrajectoryPoint] | None = None
     timings: Timings
+
+
+class JobInfo(BaseModel):
+    """A job as it stands."""
+
+    id: str
+    status: Phase
+    created: Annotated[int, Field(description="Unix time in seconds.")]
+    models: list[str]
+    components: list[str]
+    seed: int
+    step: Annotated[int, Field(description="Steps taken.")]
+    steps: int
+    queue_position: Annotated[int | None, Field(description="Jobs that will start before it; null once it runs.")]
+    error: Annotated[str | None, Field(description="Why it failed.")] = None
+    result: Annotated[SuperposeResponse | None, Field(description="Once it is completed; pictures by url.")] = None
+
+
+class JobList(BaseModel):
+    """The caller's jobs, newest first."""
+
+    object: Literal["list"] = "list"
+    data: list[JobInfo]
+
+
+class QueuedEvent(BaseModel):
+    """Where a job waits."""
+
+    position: Annotated[int, Field(description="Jobs that will start before it.")]
+
+
+class ProgressEvent(TrajectoryPoint):
+    """How far a job is."""
+
+    steps: int
+
+
+class PreviewEvent(BaseModel):
+    """What the pictures would be if sampling ended now."""
+
+    step: int
+    images: Annotated[list[str], Field(description="JPEG in base64.")]
 
 
 class Space(BaseModel):

@@ -8,6 +8,7 @@ from fastapi import Depends, Request
 
 from pipelines.catalog import Catalog
 from service.engine.engine import Engine
+from service.registry import Registry
 from service.settings import Settings
 
 
@@ -19,12 +20,14 @@ class Services:
         settings: What the operator set.
         catalog: The models.
         engine: What runs the jobs.
+        registry: The jobs by id.
         ready: Set when the models that are to be ready are loaded.
     """
 
     settings: Settings
     catalog: Catalog
     engine: Engine
+    registry: Registry
     ready: asyncio.Event = field(default_factory=asyncio.Event)
 
 

@@ -17,8 +17,15 @@ class Settings(BaseSettings):
     catalog: Annotated[Path | None, Field(description="Catalogue file; none for the models that ship.")] = None
     device: Annotated[str | None, Field(description="Where to compute: cpu, cuda, cuda:1 …; none to choose.")] = None
     preload: Annotated[bool, Field(description="Load every model at start, before /readyz turns green.")] = True
-    max_waiting: Annotated[int, Field(ge=1, description="Jobs that may wait; further ones are refused.")] = 256
-    max_rows: Annotated[int, Field(ge=1, description="Network rows that run at once.")] = 96
+    waiting_jobs: Annotated[int, Field(ge=1, description="Jobs that may wait; further ones are refused.")] = 256
+    waiting_rows: Annotated[int, Field(ge=1, description="Network rows that may wait, all jobs together.")] = 8192
+    caller_jobs: Annotated[int, Field(ge=1, description="Jobs that one caller may have waiting and running.")] = 64
+    running_rows: Annotated[int, Field(ge=1, description="Network rows that run at once.")] = 96
+    forward_rows: Annotated[int, Field(ge=1, description="Network rows in one forward.")] = 96
+    decode_images: Annotated[int, Field(ge=1, description="Pictures decoded between two steps.")] = 8
+    ageing_s: Annotated[float, Field(gt=0, description="Seconds of waiting that count as one priority.")] = 30.0
+    keep_jobs: Annotated[int, Field(ge=0, description="Finished jobs that can be asked for.")] = 256
+    keep_s: Annotated[float, Field(ge=0, description="How long they can.")] = 600.0
     max_body_bytes: Annotated[int, Field(ge=1024, description="Largest request body.")] = 1 << 20
     max_pixels: Annotated[int, Field(ge=1, description="Largest picture, in pixels, times images.")] = 16 << 20
     grace_s: Annotated[float, Field(ge=0, description="Seconds that running jobs get at shutdown.")] = 30.0

@@ -147,6 +147,10 @@ class AnalyticModel:
         """Vectors are no pictures: :class:`InvalidInputError`."""
         raise InvalidInputError("an analytic mixture has vectors, not pictures", field=("model",))
 
+    def preview(self, z: Tensor) -> Tensor:
+        """As :meth:`decode`."""
+        return self.decode(z)
+
     def encode(self, images: Tensor) -> Tensor:
         """Pictures are no vectors: :class:`InvalidInputError`."""
         raise InvalidInputError("an analytic mixture has vectors, not pictures", field=("model",))

@@ -16,6 +16,7 @@ from pipelines.families.folder import (
     load_pipeline,
     read_calibration,
 )
+from pipelines.families.preview import apply_colours, fit_colours
 from pipelines.kernel import DenoisingError
 from pipelines.model import Card, Condition, DataSpace, Shape, check_size
 from pipelines.noise import noise_table
@@ -24,6 +25,7 @@ from pipelines.prediction import Prediction, network_input, to_denoised
 PIPELINE: Final = "StableDiffusionPipeline"
 # Latents are scaled to unit variance, so that is what an unmeasured model's error curve assumes.
 _LATENT_STD: Final = 1.0
+_CHEAP_AUTOENCODER: Final = 4_000_000
 
 
 class StableDiffusion:
@@ -38,6 +40,7 @@ class StableDiffusion:
     def __init__(self, pipeline: StableDiffusionPipeline, codec: str, error: DenoisingError | None) -> None:
         self._pipeline = pipeline
         self._unet, self._vae = pipeline.unet, pipeline.vae
+        self._colours: Tensor | None = None
         scheduler = pipeline.scheduler.config
         self._prediction = Prediction(scheduler.get("prediction_type", Prediction.EPSILON))
         self._table = noise_table(scheduler)
@@ -114,6 +117,15 @@ class StableDiffusion:
         latents = (z / self._vae.config.scaling_factor).to(self._vae.dtype)
         pixels: Tensor = self._vae.decode(latents, return_dict=False)[0].float()
         return (pixels / 2 + 0.5).clamp(0, 1)
+
+    @torch.inference_mode()
+    def preview(self, z: Tensor) -> Tensor:
+        """Small autoencoders decode; for large ones a linear map from latents to colours, one pixel a latent cell."""
+        if count_parameters(self._vae) <= _CHEAP_AUTOENCODER:
+            return self.decode(z)
+        if self._colours is None:
+            self._colours = fit_colours(self.decode, self._card.space.channels, self._card.space.factor, self.device)
+        return apply_colours(self._colours, z)
 
     @torch.inference_mode()
     def encode(self, images: Tensor) -> Tensor:

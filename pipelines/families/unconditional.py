@@ -93,6 +93,10 @@ class Unconditional:
         """Pixels in [−1, 1] to pictures in [0, 1], grey ones as RGB."""
         return (z.float() / 2 + 0.5).clamp(0, 1).expand(-1, 3, -1, -1)
 
+    def preview(self, z: Tensor) -> Tensor:
+        """The pixels themselves."""
+        return self.decode(z)
+
     def encode(self, images: Tensor) -> Tensor:
         """Pictures in [0, 1] to pixels in [−1, 1], by their mean where the model is grey."""
         pixels = images.to(self.device).float() * 2 - 1

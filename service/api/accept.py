@@ -1,15 +1,19 @@
-"""Content negotiation: JSON or the bare picture."""
+"""Content negotiation: JSON, the bare picture, or the job's events."""
 
 from email.message import Message
 from http import HTTPStatus
+from typing import Final
 
 from starlette.exceptions import HTTPException
 
 from service.schemas import ImageFormat
 
+JSON: Final = "application/json"
+EVENT_STREAM: Final = "text/event-stream"
 
-def wants_picture(accept: str | None, asked: ImageFormat) -> ImageFormat | None:
-    """Which bare picture an Accept header prefers to JSON, None for JSON.
+
+def preferred(accept: str | None, asked: ImageFormat) -> str:
+    """Which answer an Accept header likes best: JSON, EVENT_STREAM, or an :class:`ImageFormat`.
 
     Args:
         accept: The header; None where there is none.
@@ -18,16 +22,18 @@ def wants_picture(accept: str | None, asked: ImageFormat) -> ImageFormat | None:
     Raises:
         HTTPException: 406 where it accepts nothing that there is.
     """
+    pictures = {image_format.media_type: image_format for image_format in ImageFormat}
     for media_type in _by_preference(accept or "*/*"):
-        if media_type in {"*/*", "application/*", "application/json"}:
-            return None
+        if media_type in {"*/*", "application/*", JSON}:
+            return JSON
+        if media_type in {"text/*", EVENT_STREAM}:
+            return EVENT_STREAM
         if media_type == "image/*":
             return asked
-        for offered in ImageFormat:
-            if media_type == offered.media_type:
-                return offered
-    there_are = ", ".join(["application/json", *(each.media_type for each in ImageFormat)])
-    raise HTTPException(HTTPStatus.NOT_ACCEPTABLE, f"Accept names nothing that can be sent; there are {there_are}")
+        if media_type in pictures:
+            return pictures[media_type]
+    offered = ", ".join([JSON, EVENT_STREAM, *pictures])
+    raise HTTPException(HTTPStatus.NOT_ACCEPTABLE, f"Accept names nothing that can be sent; there are {offered}")
 
 
 def _by_preference(accept: str) -> list[str]:

@@ -2,8 +2,9 @@
 
 from http import HTTPStatus
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 
 from service.errors import Problem
@@ -23,10 +24,18 @@ async def healthz(services: ServicesDep) -> Health:
 
 @router.get("/readyz", responses={503: {"model": Problem}})
 async def readyz(services: ServicesDep) -> Health:
-    """200 once the models are loaded."""
+    """200 once the models are loaded, until the service shuts down."""
+    if not services.engine.accepting:
+        raise HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, "the service is shutting down")
     if not services.ready.is_set():
         raise HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, "models are still being loaded")
     return Health(status="ready")
+
+
+@router.get("/metrics", response_class=Response)
+async def metrics(services: ServicesDep) -> Response:
+    """Prometheus's text format."""
+    return Response(generate_latest(services.engine.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 
 @router.get("/", include_in_schema=False)

@@ -1,26 +1,22 @@
-"""The engine's thread: admit, advance, finish; again."""
+"""The engine's thread: admit, advance, decode; again."""
 
 import logging
+import math
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Final, Self
 
-from pipelines.composition import Expression
+from pipelines.composition import Expression, leaves
 from pipelines.sampler import SamplingParams, lay_out
 from service.engine.executor import Executor
-from service.engine.job import Job
-from service.engine.scheduler import Scheduler
+from service.engine.job import Ask, CancelledJobError, DeadlineError, EngineStoppedError, Job, Phase
+from service.engine.metrics import Metrics
+from service.engine.scheduler import Limits, QueueFullError, Scheduler
 
 _LOG: Final = logging.getLogger(__name__)
-
-
-class EngineStoppedError(Exception):
-    """The engine takes no more jobs, or ended before this one was done."""
-
-
-class CancelledJobError(Exception):
-    """The job was cancelled."""
+_RATE_MEMORY: Final = 0.9
 
 
 class Engine:
@@ -28,16 +24,32 @@ class Engine:
 
     Args:
         executor: What it runs.
-        max_waiting: How many jobs may wait.
-        max_rows: How many network rows may run at once.
+        limits: The bounds of its queue and running set.
+        decode_images: How many pictures are decoded between two steps, so that decoding never stalls those who step.
+        metrics: Where it counts.
     """
 
-    def __init__(self, executor: Executor, *, max_waiting: int = 256, max_rows: int = 96) -> None:
+    def __init__(
+        self,
+        executor: Executor,
+        limits: Limits | None = None,
+        *,
+        decode_images: int = 8,
+        metrics: Metrics | None = None,
+    ) -> None:
+        self.metrics = metrics or Metrics()
         self._executor = executor
-        self._scheduler: Scheduler[Job] = Scheduler(max_waiting, max_rows)
+        self._scheduler: Scheduler[Job] = Scheduler(limits or Limits())
+        self._decode_images = decode_images
         self._wake = threading.Condition()
         self._open = False
         self._abandon = False
+        # Jobs that took their last step and wait for their pictures. Their rows are free already.
+        self._finished: list[Job] = []
+        # Model → seconds of the device that it has had: disjoint sets of models take turns by it.
+        self._served: dict[str, float] = {}
+        # Network rows a second, smoothed; 0 until something was measured.
+        self._rate = 0.0
         self._thread = threading.Thread(target=self._run, name="superdiff-engine", daemon=True)
 
     def start(self) -> None:
@@ -45,17 +57,25 @@ class Engine:
         self._open = True
         self._thread.start()
 
-    def stop(self, grace_s: float = 0.0) -> None:
-        """Take no more jobs, give those that run ``grace_s`` seconds, end the rest, and join the thread."""
+    def drain(self) -> None:
+        """Take no more jobs and turn those away that wait; those that run go on."""
         with self._wake:
             self._open = False
+            turned_away = self._scheduler.clear_waiting()
             self._wake.notify_all()
+        for job in turned_away:
+            self._end(job, EngineStoppedError("the service is shutting down"))
+
+    def stop(self, grace_s: float = 0.0) -> None:
+        """Drain, give running jobs ``grace_s`` seconds, end the rest, and join the thread."""
+        self.drain()
         self._thread.join(grace_s)
         if self._thread.is_alive():
             self._abandon = True
             with self._wake:
                 self._wake.notify_all()
             self._thread.join()
+        self._executor.close()
 
     def __enter__(self) -> Self:
         """Start."""
@@ -72,66 +92,155 @@ class Engine:
         return self._thread.is_alive()
 
     @property
+    def accepting(self) -> bool:
+        """Whether new jobs are taken."""
+        return self._open
+
+    @property
     def load(self) -> tuple[int, int]:
         """Jobs that wait, jobs that run."""
         with self._wake:
-            return len(self._scheduler.waiting), len(self._scheduler.running)
+            return len(self._scheduler.waiting), len(self._scheduler.running) + len(self._finished)
 
-    def submit(self, expression: Expression, params: SamplingParams, *, keep_trajectory: bool = False) -> Job:
+    def position(self, job: Job) -> int | None:
+        """How many jobs will start before this one; None once it has left the queue."""
+        with self._wake:
+            order = self._scheduler.order(time.monotonic())
+        return order.index(job) if job in order else None
+
+    def submit(self, expression: Expression, params: SamplingParams, ask: Ask | None = None) -> Job:
         """Queue a request that :func:`pipelines.sampler.check` has passed.
 
         Returns:
             The job; its ``result`` resolves to an :class:`Outcome`.
 
         Raises:
-            QueueFullError: There is no place.
+            QueueFullError: There is no place; says when to come again.
             EngineStoppedError: The engine is stopping.
         """
         layout, _ = lay_out(expression, params)
-        job = Job(expression, params, rows=len(layout.rows) * params.num_images, keep_trajectory=keep_trajectory)
+        job = Job(expression, params, rows=len(layout.rows) * params.num_images, ask=ask or Ask())
         with self._wake:
             if not self._open:
                 raise EngineStoppedError("the service is shutting down")
-            self._scheduler.submit(job)
+            try:
+                self._scheduler.submit(job)
+            except QueueFullError as error:
+                self.metrics.refused.inc()
+                error.retry_after_s = self._next_departure()
+                raise
+            position = len(self._scheduler.waiting) - 1
             self._wake.notify_all()
+        job.channel.publish("queued", position)
         return job
 
-    def _run(self) -> None:
-        while self._tick():
-            pass
+    def cancel(self, job: Job) -> None:
+        """Have a job dropped at the next tick, wherever it is; nothing happens to one that is over."""
+        job.cancel()
         with self._wake:
-            self._open = False
-            left = self._scheduler.clear()
-        for job in left:
-            job.fail(EngineStoppedError("the service shut down before this job was done"))
+            self._wake.notify_all()
+
+    def _next_departure(self) -> float | None:
+        """Seconds until, on average, the next job leaves, by the measured rate; None before anything was measured."""
+        jobs = [*self._scheduler.waiting, *self._scheduler.running]
+        if not self._rate or not jobs:
+            return None
+        return sum(job.work for job in jobs) / self._rate / len(jobs)
+
+    def _run(self) -> None:
+        try:
+            while self._tick():
+                pass
+        finally:
+            with self._wake:
+                self._open = False
+                left = [*self._scheduler.clear_waiting(), *self._scheduler.running, *self._finished]
+                self._scheduler.retire(left)
+                self._finished.clear()
+            for job in left:
+                self._end(job, EngineStoppedError("the service shut down before this job was done"))
 
     def _tick(self) -> bool:
-        """One round; False when the thread is to end."""
+        """One round; False when the thread is to end.
+
+        What goes wrong unforeseen costs this round's jobs, not the loop.
+        """
         with self._wake:
-            scheduler = self._scheduler
-            while not (scheduler.waiting or scheduler.running) and self._open:
-                self._wake.wait()
-            if self._abandon or not (self._open or scheduler.running):
+            if not self._await_work():
                 return False
-            dropped = scheduler.drop_cancelled()
-            admitted = scheduler.admit() if self._open else []
-            running = list(scheduler.running)
-        for job in dropped:
-            job.fail(CancelledJobError("the job was cancelled"))
-        failed = {job for job in admitted if not self._guarded(self._executor.start, job)}
-        running = [job for job in running if job not in failed]
-        if running:
-            self._advance(running)
-        with self._wake:
-            over = [job for job in running if job.stepped or job.result.done()]
-            for job in (*failed, *over):
-                scheduler.retire(job)
-        for job in over:
-            if not job.result.done():
-                self._guarded(lambda job: job.succeed(self._executor.complete(job)), job)
+            now = time.monotonic()
+            dropped = self._scheduler.drop(now)
+            dropped += self._drop_finished(now)
+            admitted = self._scheduler.admit(now) if self._open else []
+            running = list(self._scheduler.running)
+            waiting = self._scheduler.order(now) if admitted or dropped else []
+        try:
+            for job in dropped:
+                told = CancelledJobError("the job was cancelled") if job.cancelled else DeadlineError(_late(job))
+                self._end(job, told)
+            for place, job in enumerate(waiting):
+                job.channel.publish("queued", place)
+            for job in admitted:
+                self._guarded(self._executor.start, job)
+                self.metrics.wait_seconds.observe(job.started - job.submitted)
+            self._advance_next([job for job in running if not job.over])
+            self._collect(running)
+            self._decode()
+        except Exception as error:
+            _LOG.exception("a round of the engine failed")
+            with self._wake:
+                caught = [*self._scheduler.running, *self._finished]
+                self._scheduler.retire(caught)
+                self._finished.clear()
+            for job in caught:
+                self._end(job, error)
+        self._observe()
         return True
 
-    def _advance(self, jobs: list[Job]) -> None:
+    def _await_work(self) -> bool:
+        """Wait until there is something to do; False when there will not be."""
+        scheduler = self._scheduler
+        while not self._abandon:
+            busy = bool(scheduler.running or self._finished)
+            if busy or (self._open and scheduler.waiting):
+                return True
+            if not self._open:
+                return False
+            self._wake.wait()
+        return False
+
+    def _drop_finished(self, now: float) -> list[Job]:
+        gone = [job for job in self._finished if job.cancelled or job.deadline <= now]
+        self._finished = [job for job in self._finished if job not in gone]
+        return gone
+
+    def _advance_next(self, jobs: Sequence[Job]) -> None:
+        """Step the jobs of those models whose turn it is.
+
+        Jobs that share models, directly or through others, step together. Sets of models with nothing in common take
+        turns by the device time that they have had, so that a small model does not wait for a large one's every step.
+        """
+        groups = _connected(jobs)
+        if not groups:
+            return
+        start = min(self._served.values(), default=0.0)
+        for model in {model for models, _ in groups for model in models}:
+            # Who comes new starts level, not with a claim to all the time before.
+            self._served.setdefault(model, start)
+        models, group = min(groups, key=lambda each: max(self._served[model] for model in each[0]))
+        rows = sum(job.rows for job in group)
+        began = time.monotonic()
+        self._advance(group)
+        took = time.monotonic() - began
+        for model in models:
+            self._served[model] += took
+        rate = rows / max(took, 1e-9)
+        self._rate = _RATE_MEMORY * self._rate + (1 - _RATE_MEMORY) * rate if self._rate else rate
+        self.metrics.steps.inc()
+        self.metrics.batch_rows.observe(rows)
+        self.metrics.step_seconds.observe(took)
+
+    def _advance(self, jobs: Sequence[Job]) -> None:
         """Step all jobs together; where that fails, each alone, so that only the one at fault is lost."""
         if len(jobs) == 1:
             self._guarded(lambda job: self._executor.advance([job]), jobs[0])
@@ -145,12 +254,84 @@ class Engine:
                 if job.index == index:
                     self._advance([job])
 
-    def _guarded(self, act: Callable[[Job], None], job: Job) -> bool:
-        """Do something for one job; an exception ends that job alone. Whether it went well."""
+    def _collect(self, jobs: Iterable[Job]) -> None:
+        """Take the jobs that need no more steps out of the running set."""
+        with self._wake:
+            over = [job for job in jobs if job.over or job.stepped]
+            self._scheduler.retire(over)
+            stepped = [job for job in over if not job.over]
+            self._finished += stepped
+        for job in stepped:
+            job.phase = Phase.DECODING
+
+    def _decode(self) -> None:
+        """Decode some of the finished jobs: those that can be decoded with the first, up to the bound."""
+        if not self._finished:
+            return
+        key = self._executor.decode_key(self._finished[0])
+        batch: list[Job] = []
+        images = 0
+        for job in self._finished:
+            if self._executor.decode_key(job) == key and (
+                not batch or images + job.params.num_images <= self._decode_images
+            ):
+                batch.append(job)
+                images += job.params.num_images
+        began = time.monotonic()
+        try:
+            ends = self._executor.decode(batch)
+        except Exception as error:
+            _LOG.exception("decoding %d jobs failed", len(batch))
+            ends = [(job, error) for job in batch]
+        self.metrics.decode_seconds.observe(time.monotonic() - began)
+        with self._wake:
+            self._finished = [job for job in self._finished if job not in batch]
+        for job, end in ends:
+            self._end(job, CancelledJobError("the job was cancelled") if job.cancelled else end)
+
+    def _guarded(self, act: Callable[[Job], None], job: Job) -> None:
+        """Do something for one job; an exception ends that job alone."""
         try:
             act(job)
         except Exception as error:
             _LOG.exception("job %s failed", job.id)
-            job.fail(error)
-            return False
-        return True
+            self._end(job, error)
+
+    def _end(self, job: Job, how: object) -> None:
+        if job.over:
+            return
+        if isinstance(how, Exception):
+            job.fail(how)
+        else:
+            job.succeed(how)  # type: ignore[arg-type]
+        self.metrics.jobs.labels(job.phase.value).inc()
+
+    def _observe(self) -> None:
+        with self._wake:
+            waiting, running = len(self._scheduler.waiting), list(self._scheduler.running)
+        self.metrics.waiting.set(waiting)
+        self.metrics.running.set(len(running))
+        self.metrics.running_rows.set(sum(job.rows for job in running))
+        self.metrics.forward_rows.set(self._executor.budget.rows)
+
+
+def _late(job: Job) -> str:
+    limit = job.ask.timeout_s
+    return f"not done within {limit:g} s" if math.isfinite(limit) else "not done in time"
+
+
+def _connected(jobs: Sequence[Job]) -> list[tuple[set[str], list[Job]]]:
+    """Jobs grouped so that groups have no model in common; each with its models."""
+    groups: list[tuple[set[str], list[Job]]] = []
+    for job in jobs:
+        models = {leaf.model for leaf in leaves(job.expression)}
+        members = [job]
+        apart = []
+        for others in groups:
+            if others[0] & models:
+                models |= others[0]
+                members = [*others[1], *members]
+            else:
+                apart.append(others)
+        groups = [*apart, (models, members)]
+    return groups

@@ -1,20 +1,36 @@
 """What runs on the device: jobs in, jobs one step further out."""
 
+import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Final, Generic, TypeVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from pipelines.catalog import Catalog
 from pipelines.composition import Prompt, leaves
 from pipelines.model import Condition, Model
-from pipelines.sampler import NoiseSource, SamplerState, evaluate, finish, prepare, sample_shape, step
-from service.engine.job import Job, Outcome, Point
+from pipelines.sampler import (
+    NoiseSource,
+    SamplerState,
+    Samples,
+    estimate,
+    evaluate,
+    finish,
+    prepare,
+    sample_shape,
+    step,
+)
+from service.engine.job import Job, Outcome, Phase, Point, Preview
+from service.engine.metrics import Metrics
 
+_LOG: Final = logging.getLogger(__name__)
 _CACHED_CONDITIONS: Final = 1024
+_RECOVERY_TICKS: Final = 64
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
@@ -26,16 +42,49 @@ class LeastRecentlyUsed(Generic[K, V]):
     def __init__(self, size: int) -> None:
         self._size = size
         self._held: OrderedDict[K, V] = OrderedDict()
+        self.hits = 0
+        self.misses = 0
 
     def get(self, key: K, make: Callable[[], V]) -> V:
         """What is held under the key, made now if there is nothing."""
         if key in self._held:
+            self.hits += 1
             self._held.move_to_end(key)
         else:
+            self.misses += 1
             self._held[key] = make()
             if len(self._held) > self._size:
                 self._held.popitem(last=False)
         return self._held[key]
+
+
+class RowBudget:
+    """How many rows one forward may take: halved when memory runs out, doubled back when it has not for a while."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._quiet = 0
+        self.rows = limit
+
+    def shrink(self, tried: int) -> bool:
+        """Halve after ``tried`` rows were too many; False where one row was."""
+        if min(tried, self.rows) <= 1:
+            return False
+        self.rows, self._quiet = max(1, min(tried, self.rows) // 2), 0
+        return True
+
+    def went_well(self) -> None:
+        """Count a tick without trouble."""
+        self._quiet += 1
+        if self._quiet >= _RECOVERY_TICKS and self.rows < self._limit:
+            self.rows, self._quiet = min(self._limit, 2 * self.rows), 0
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether an exception says that memory ran out, on an accelerator or on the host."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
 class Executor:
@@ -43,79 +92,169 @@ class Executor:
 
     Args:
         catalog: Where the models are.
+        forward_rows: How many rows one forward may take; larger sets are split and put together again.
+        metrics: Where it counts.
     """
 
-    def __init__(self, catalog: Catalog) -> None:
+    def __init__(self, catalog: Catalog, *, forward_rows: int = 96, metrics: Metrics | None = None) -> None:
         self._catalog = catalog
         self._conditions: LeastRecentlyUsed[Prompt, Condition] = LeastRecentlyUsed(_CACHED_CONDITIONS)
+        self._budget = RowBudget(forward_rows)
+        self._metrics = metrics or Metrics()
+        # Noise for the next step is drawn while the network computes this one.
+        self._drawing = ThreadPoolExecutor(1, "superdiff-noise")
+
+    @property
+    def budget(self) -> RowBudget:
+        """The bound on the rows of one forward."""
+        return self._budget
 
     def start(self, job: Job) -> None:
         """Encode the prompts, fix the course, draw z_T."""
-        job.started = time.monotonic()
+        job.started, job.phase = time.monotonic(), Phase.RUNNING
         models = self._models([job])
         shape = sample_shape(job.params, models[leaves(job.expression)[0].model])
         job.noise = NoiseSource(job.params, shape)
         job.state = prepare(job.expression, job.params, models, job.noise.draw(), self._encode)
+        self._draw_ahead(job)
 
     def advance(self, jobs: Sequence[Job]) -> None:
-        """Take one step of every job: one forward per model and sample shape, one superposition per shape."""
+        """Take one step of every job: one forward per model and sample shape, one superposition per shape.
+
+        A job's step is taken whole or not at all: whatever is raised, the jobs whose index has not moved can be stepped
+        again, with the same noise.
+        """
         groups: dict[Hashable, list[Job]] = {}
         for job in jobs:
             state = _state(job)
             groups.setdefault((state.z.shape[1:], state.z.device), []).append(job)
         for group in groups.values():
-            states = [_state(job) for job in group]
+            before = [_state(job) for job in group]
+            answers = self._evaluate(before, self._models(group))
             noise = [_noise(job) for job in group]
-            moved = step(states, evaluate(states, self._models(group)), noise)
-            for job, state in zip(group, moved, strict=True):
-                job.state, job.pending = state, None
-                if job.keep_trajectory:
-                    job.points.append(_point(state))
+            after = step(before, answers, noise)
+            for job, old, new, drawn in zip(group, before, after, noise, strict=True):
+                job.state, job.pending = new, None
+                self._draw_ahead(job)
+                self._tell(job, old, new, drawn)
 
-    def complete(self, job: Job) -> Outcome:
-        """Check, decode and bring to the host what a finished job drew."""
-        samples = finish(_state(job))
-        model = self._catalog.get(leaves(job.expression)[0].model)
-        pictures = model.decode(samples.z).permute(0, 2, 3, 1).mul(255).round().to(torch.uint8)
-        return Outcome(
-            pictures=pictures.cpu().numpy(),
-            log_density=samples.log_density.cpu().numpy(),
-            mean_weights=samples.mean_weights.cpu().numpy(),
-            clamp_rate=samples.clamp_rate.cpu().numpy(),
-            trajectory=tuple(job.points),
-            queued_s=job.started - job.submitted,
-            run_s=time.monotonic() - job.started,
-        )
+    def decode(self, jobs: Sequence[Job]) -> list[tuple[Job, Outcome | Exception]]:
+        """Check, decode and bring to the host what finished jobs of one model and sample shape drew."""
+        sound: list[tuple[Job, Samples]] = []
+        ends: list[tuple[Job, Outcome | Exception]] = []
+        for job in jobs:
+            try:
+                sound.append((job, finish(_state(job))))
+            except Exception as error:
+                ends.append((job, error))
+        if sound:
+            model = self._decoder(sound[0][0])
+            pixels = self._within_memory(
+                lambda z: _pixels(model.decode(z)), torch.cat([samples.z for _, samples in sound])
+            )
+            for (job, samples), part in zip(sound, pixels.split([len(s.z) for _, s in sound]), strict=True):
+                ends.append((job, _outcome(job, samples, part)))
+        return ends
 
-    def _models(self, jobs: Sequence[Job]) -> Mapping[str, Model]:
+    def decode_key(self, job: Job) -> Hashable:
+        """What jobs must share to be decoded together."""
+        return leaves(job.expression)[0].model, _state(job).z.shape[1:]
+
+    def close(self) -> None:
+        """End the thread that draws noise."""
+        self._drawing.shutdown(cancel_futures=True)
+
+    def _evaluate(self, states: Sequence[SamplerState], models: Mapping[str, Model]) -> list[Tensor]:
+        rows = sum(len(state.z) * len(state.layout.rows) for state in states)
+        while True:
+            try:
+                answers = evaluate(states, models, self._budget.rows)
+            except Exception as error:
+                if not out_of_memory(error) or not self._budget.shrink(rows):
+                    raise
+                _LOG.warning("out of memory; at most %d rows a forward from now on", self._budget.rows)
+                self._metrics.out_of_memory.inc()
+                if torch.cuda.is_available():
+                    torch.cuda.empty_cache()
+            else:
+                self._budget.went_well()
+                self._metrics.rows.inc(rows)
+                return answers
+
+    def _within_memory(self, act: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
+        """Apply to all samples at once, or to halves of them where memory does not suffice."""
+        try:
+            return act(z)
+        except Exception as error:
+            if not out_of_memory(error) or len(z) == 1:
+                raise
+            self._metrics.out_of_memory.inc()
+            half = len(z) // 2
+            return torch.cat([self._within_memory(act, part) for part in (z[:half], z[half:])])
+
+    def _tell(self, job: Job, before: SamplerState, after: SamplerState, noise: Tensor) -> None:
+        """Record the step for those who asked; reading it costs a wait for the device, so nobody else pays."""
+        watched = job.channel.watched
+        if job.ask.keep_trajectory or watched:
+            point = _point(after)
+            if job.ask.keep_trajectory:
+                job.points.append(point)
+            job.channel.publish("progress", point)
+        every = job.ask.preview_every
+        if watched and every and after.index % every == 0 and not after.done:
+            clean = estimate(before, after, noise)
+            job.channel.publish("preview", Preview(after.index, _pixels(self._decoder(job).preview(clean)).numpy()))
+
+    def _draw_ahead(self, job: Job) -> None:
+        """Start drawing the noise of the job's next step; the last one adds none, so none is drawn for it."""
+        state = _state(job)
+        if job.noise is not None and state.index < state.schedule.steps - 1:
+            job.pending = self._drawing.submit(job.noise.draw)
+
+    def _decoder(self, job: Job) -> Model:
+        return self._catalog.get(leaves(job.expression)[0].model)
+
+    def _models(self, jobs: Iterable[Job]) -> Mapping[str, Model]:
         names = dict.fromkeys(leaf.model for job in jobs for leaf in leaves(job.expression))
         return {name: self._catalog.get(name) for name in names}
 
     def _encode(self, row: Prompt) -> Condition:
-        return self._conditions.get(row, lambda: self._catalog.get(row.model).encode_prompts([row.text]))
+        hits = self._conditions.hits
+        condition = self._conditions.get(row, lambda: self._catalog.get(row.model).encode_prompts([row.text]))
+        self._metrics.prompts.labels("hit" if self._conditions.hits > hits else "miss").inc()
+        return condition
 
 
 def _state(job: Job) -> SamplerState:
     if job.state is None:
-        raise RuntimeError(f"job {job.id} was never started")
+        raise RuntimeError(f"job {job.id} is not running")
     return job.state
 
 
-def _noise(job: Job) -> torch.Tensor:
-    """The job's noise for its next step, drawn once however often the step is tried.
+def _noise(job: Job) -> Tensor:
+    return torch.zeros_like(_state(job).z) if job.pending is None else job.pending.result()
 
-    The last step adds none, so none is drawn for it.
-    """
-    state = _state(job)
-    if job.noise is None or state.index == state.schedule.steps - 1:
-        return torch.zeros_like(state.z)
-    if job.pending is None:
-        job.pending = job.noise.draw()
-    return job.pending
+
+def _pixels(pictures: Tensor) -> Tensor:
+    """(B, 3, height, width) in [0, 1] → (B, height, width, 3) uint8 on the host."""
+    return pictures.permute(0, 2, 3, 1).mul(255).round().to(torch.uint8).cpu()
+
+
+def _outcome(job: Job, samples: Samples, pixels: Tensor) -> Outcome:
+    return Outcome(
+        pictures=pixels.numpy(),
+        log_density=samples.log_density.cpu().numpy(),
+        mean_weights=samples.mean_weights.cpu().numpy(),
+        clamp_rate=samples.clamp_rate.cpu().numpy(),
+        trajectory=tuple(job.points),
+        queued_s=job.started - job.submitted,
+        run_s=time.monotonic() - job.started,
+    )
 
 
 def _point(state: SamplerState) -> Point:
     return Point(
+        step=state.index,
         sigma=float(state.schedule.sigmas[state.index]),
         weights=np.array(state.weights.cpu()),
         log_density=np.array(state.log_q.cpu()),

@@ -1,9 +1,11 @@
 """One request inside the engine."""
 
+import math
 import time
 import uuid
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,15 +13,56 @@ from torch import Tensor
 
 from pipelines.composition import Expression
 from pipelines.sampler import NoiseSource, SamplerState, SamplingParams
+from service.engine.events import Channel
+from service.engine.scheduler import DEFAULT_PRIORITY
+
+
+class CancelledJobError(Exception):
+    """The job was cancelled."""
+
+
+class DeadlineError(Exception):
+    """The job was not done within its time."""
+
+
+class EngineStoppedError(Exception):
+    """The engine takes no more jobs, or ended before this one was done."""
+
+
+class Phase(StrEnum):
+    """Where a job is; the last three are for good."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    DECODING = "decoding"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """The weights and log-densities after one step; (images, components) each."""
+    """The weights and log-densities after one step; (images, components) each.
 
+    Attributes:
+        step: Steps taken.
+        sigma: The noise level reached.
+        weights: κ of the step.
+        log_density: log q in nats.
+    """
+
+    step: int
     sigma: float
     weights: NDArray[np.float64]
     log_density: NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """What the pictures would be if sampling ended now; (images, height, width, 3) RGB, small."""
+
+    step: int
+    pictures: NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,43 +88,85 @@ class Outcome:
     run_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What a caller wants of the engine besides the sample itself.
+
+    Attributes:
+        caller: Who asks; callers are served in turn.
+        priority: 0 to 9; higher runs earlier.
+        timeout_s: After how many seconds the answer is worthless.
+        keep_trajectory: Whether to record every step.
+        preview_every: Every how many steps to show a preview to listeners; 0 for never.
+    """
+
+    caller: str = ""
+    priority: int = DEFAULT_PRIORITY
+    timeout_s: float = math.inf
+    keep_trajectory: bool = False
+    preview_every: int = 0
+
+
 @dataclass(eq=False, slots=True)
 class Job:
-    """A request on its way through the engine. What stands below ``started`` belongs to the engine's thread alone.
+    """A request on its way through the engine. What stands below ``ended`` belongs to the engine's thread alone.
 
     Attributes:
         expression: What to compose.
         params: How.
         rows: Network rows that it needs at every step.
-        keep_trajectory: Whether to record every step.
+        ask: What its caller wants besides.
         id: Unlike any other.
+        channel: What it tells listeners.
         result: Resolves to the outcome, or to the error that ended the job.
         cancelled: Set from any thread; the engine drops the job at its next tick.
         submitted: When it came, on the monotonic clock.
+        created: The same in Unix time.
+        phase: Where it is.
         started: When it left the queue.
+        ended: When it reached its last phase.
         state: How far it is.
         noise: Where its noise comes from.
-        pending: Noise that is drawn for a step not yet taken.
+        pending: Noise that is being drawn for a step not yet taken.
         points: Its trajectory so far.
     """
 
     expression: Expression
     params: SamplingParams
     rows: int
-    keep_trajectory: bool = False
+    ask: Ask = field(default_factory=Ask)
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    channel: Channel = field(default_factory=Channel)
     result: "Future[Outcome]" = field(default_factory=Future)
     cancelled: bool = False
     submitted: float = field(default_factory=time.monotonic)
+    created: float = field(default_factory=time.time)
+    phase: Phase = Phase.QUEUED
     started: float = 0.0
+    ended: float = 0.0
     state: SamplerState | None = None
     noise: NoiseSource | None = None
-    pending: Tensor | None = None
+    pending: "Future[Tensor] | None" = None
     points: list[Point] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         """Mark the result as running: then only the engine can end it, and no two threads race to."""
         self.result.set_running_or_notify_cancel()
+
+    @property
+    def caller(self) -> str:
+        """Who asked."""
+        return self.ask.caller
+
+    @property
+    def priority(self) -> int:
+        """0 to 9."""
+        return self.ask.priority
+
+    @property
+    def deadline(self) -> float:
+        """When it is worthless, on the monotonic clock."""
+        return self.submitted + self.ask.timeout_s
 
     @property
     def index(self) -> int:
@@ -93,16 +178,36 @@ class Job:
         """Whether every step is taken."""
         return self.state is not None and self.state.done
 
+    @property
+    def work(self) -> int:
+        """Network rows still to compute."""
+        return self.rows * (self.params.steps - self.index)
+
+    @property
+    def over(self) -> bool:
+        """Whether it has reached its last phase."""
+        return self.phase in {Phase.COMPLETED, Phase.FAILED, Phase.CANCELLED}
+
     def cancel(self) -> None:
         """Ask the engine to drop the job; harmless at any time and more than once."""
         self.cancelled = True
 
     def fail(self, error: Exception) -> None:
         """End the job with an error, unless it has ended."""
-        if not self.result.done():
-            self.result.set_exception(error)
+        self._end(Phase.CANCELLED if isinstance(error, CancelledJobError) else Phase.FAILED, error)
 
     def succeed(self, outcome: Outcome) -> None:
         """End the job with its outcome, unless it has ended."""
-        if not self.result.done():
-            self.result.set_result(outcome)
+        self._end(Phase.COMPLETED, outcome)
+
+    def _end(self, phase: Phase, with_what: "Outcome | Exception") -> None:
+        if self.over:
+            return
+        self.phase, self.ended = phase, time.monotonic()
+        # Latents and noise are the engine's; what is kept of a job that is over is its answer.
+        self.state, self.noise, self.pending = None, None, None
+        if isinstance(with_what, Exception):
+            self.result.set_exception(with_what)
+        else:
+            self.result.set_result(with_what)
+        self.channel.publish(phase, with_what, last=True)

@@ -1,8 +1,18 @@
-"""Which jobs run: plain Python, so that its rules can be tested without a network."""
+"""Which jobs run: plain Python, so that its rules can be tested without a network and without a clock.
 
+Jobs wait by priority, and within a priority every caller in turn. The next job is fixed by that order alone: a job that
+does not fit yet is waited for, never overtaken, so that large jobs cannot starve. A waiting job rises by one priority
+every ``ageing_s`` seconds, so that low ones cannot either.
+"""
+
+import math
 from collections import deque
-from collections.abc import Sequence
-from typing import Generic, Protocol, TypeVar
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final, Generic, Protocol, TypeVar
+
+HIGHEST_PRIORITY: Final = 9
+DEFAULT_PRIORITY: Final = 5
 
 
 class Runnable(Protocol):
@@ -14,6 +24,26 @@ class Runnable(Protocol):
         ...
 
     @property
+    def caller(self) -> str:
+        """Who asked."""
+        ...
+
+    @property
+    def priority(self) -> int:
+        """0 to 9; higher runs earlier."""
+        ...
+
+    @property
+    def submitted(self) -> float:
+        """When it came, in seconds."""
+        ...
+
+    @property
+    def deadline(self) -> float:
+        """When it is worthless, in seconds; infinite for never."""
+        ...
+
+    @property
     def cancelled(self) -> bool:
         """Whether it is to be dropped."""
         ...
@@ -22,71 +52,153 @@ class Runnable(Protocol):
 J = TypeVar("J", bound=Runnable)
 
 
-class QueueFullError(Exception):
-    """The queue has no place left."""
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The bounds of a scheduler.
 
-    def __init__(self, waiting: int) -> None:
-        super().__init__(f"{waiting} jobs are waiting already")
+    Attributes:
+        waiting_jobs: Jobs that may wait.
+        waiting_rows: Rows that may wait, all jobs together.
+        caller_jobs: Jobs that one caller may have waiting and running.
+        running_rows: Rows that may run at once. A job larger than that runs alone.
+        ageing_s: Seconds of waiting that count as one priority.
+    """
+
+    waiting_jobs: int = 256
+    waiting_rows: int = 8192
+    caller_jobs: int = 64
+    running_rows: int = 96
+    ageing_s: float = 30.0
+
+
+class QueueFullError(Exception):
+    """There is no place for a job.
+
+    Attributes:
+        waiting: How many jobs wait: the position that the job would have had.
+        retry_after_s: When to come again, if the engine could tell.
+    """
+
+    def __init__(self, detail: str, waiting: int, retry_after_s: float | None = None) -> None:
+        super().__init__(detail)
         self.waiting = waiting
+        self.retry_after_s = retry_after_s
 
 
 class Scheduler(Generic[J]):
-    """First come, first served, as many at once as the row budget allows. Not thread-safe: the engine holds its lock.
+    """The queue and the running set. Not thread-safe: the engine holds its lock."""
 
-    Args:
-        max_waiting: How many jobs may wait.
-        max_rows: How many rows may run at once. A job larger than that runs alone.
-    """
-
-    def __init__(self, max_waiting: int, max_rows: int) -> None:
-        self._max_waiting, self._max_rows = max_waiting, max_rows
-        self._waiting: deque[J] = deque()
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        # (priority, caller) → its jobs, first come first. Empty queues are removed.
+        self._waiting: dict[tuple[int, str], deque[J]] = {}
         self._running: list[J] = []
-
-    @property
-    def waiting(self) -> Sequence[J]:
-        """The jobs in the queue, next first."""
-        return self._waiting
+        # Caller → when it was last served, as a count of admissions.
+        self._served: dict[str, int] = {}
+        self._admissions = 0
 
     @property
     def running(self) -> Sequence[J]:
         """The jobs that take steps."""
         return self._running
 
+    @property
+    def waiting(self) -> list[J]:
+        """The jobs in the queue, in no order."""
+        return [job for queue in self._waiting.values() for job in queue]
+
     def submit(self, job: J) -> None:
-        """Queue a job; :class:`QueueFullError` where there is no place."""
-        if len(self._waiting) >= self._max_waiting:
-            raise QueueFullError(len(self._waiting))
-        self._waiting.append(job)
+        """Queue a job; :class:`QueueFullError` where a bound would be passed."""
+        waiting = self.waiting
+        limits = self._limits
+        if len(waiting) >= limits.waiting_jobs:
+            raise QueueFullError(f"{len(waiting)} jobs are waiting already; no more may", len(waiting))
+        rows = sum(other.rows for other in waiting)
+        # A job too large for an empty queue would never find a place: it may wait alone.
+        if waiting and rows + job.rows > limits.waiting_rows:
+            detail = (
+                f"{rows} network rows wait already, this job needs {job.rows} more, and {limits.waiting_rows} may wait"
+            )
+            raise QueueFullError(detail, len(waiting))
+        own = sum(other.caller == job.caller for other in (*waiting, *self._running))
+        if own >= limits.caller_jobs:
+            raise QueueFullError(f"this caller has {own} jobs waiting or running; no more may be", len(waiting))
+        self._waiting.setdefault((job.priority, job.caller), deque()).append(job)
 
-    def admit(self) -> list[J]:
-        """Move the jobs that now fit from the queue to the running set, and return them.
-
-        Strictly in order: a small job never overtakes a large one, or the large one might wait for ever.
-        """
+    def admit(self, now: float) -> list[J]:
+        """Move the jobs that now fit from the queue to the running set, and return them."""
         admitted = []
         used = sum(job.rows for job in self._running)
-        while self._waiting and (not self._running or used + self._waiting[0].rows <= self._max_rows):
-            job = self._waiting.popleft()
+        while self._waiting:
+            key = self._next(self._waiting, self._served, now)
+            job = self._waiting[key][0]
+            if self._running and used + job.rows > self._limits.running_rows:
+                break
+            _take(self._waiting, key)
+            self._admissions += 1
+            self._served[job.caller] = self._admissions
             used += job.rows
             self._running.append(job)
             admitted.append(job)
+        if not self._waiting:
+            # Whose turn it is matters only while somebody waits; callers must not be remembered for ever.
+            self._served.clear()
         return admitted
 
-    def drop_cancelled(self) -> list[J]:
-        """Take cancelled jobs out of the queue and the running set, and return them."""
-        dropped = [job for job in (*self._waiting, *self._running) if job.cancelled]
-        self._waiting = deque(job for job in self._waiting if not job.cancelled)
-        self._running = [job for job in self._running if not job.cancelled]
-        return dropped
+    def order(self, now: float) -> list[J]:
+        """The waiting jobs in the order in which they would run if no others came."""
+        waiting = {key: deque(queue) for key, queue in self._waiting.items()}
+        served, admissions, ordered = dict(self._served), self._admissions, []
+        while waiting:
+            key = self._next(waiting, served, now)
+            job = _take(waiting, key)
+            admissions += 1
+            served[job.caller] = admissions
+            ordered.append(job)
+        return ordered
 
-    def retire(self, job: J) -> None:
-        """Take a job out of the running set."""
-        self._running.remove(job)
+    def drop(self, now: float) -> list[J]:
+        """Take cancelled and overdue jobs out of the queue and the running set, and return them."""
+        gone = [job for job in (*self.waiting, *self._running) if job.cancelled or job.deadline <= now]
+        self._remove(gone)
+        return gone
 
-    def clear(self) -> list[J]:
-        """Empty the queue and the running set, and return what they held."""
-        held = [*self._waiting, *self._running]
+    def retire(self, jobs: Iterable[J]) -> None:
+        """Take jobs out of the running set."""
+        over = set(map(id, jobs))
+        self._running = [job for job in self._running if id(job) not in over]
+
+    def clear_waiting(self) -> list[J]:
+        """Empty the queue, and return what it held."""
+        held = self.waiting
         self._waiting.clear()
-        self._running.clear()
         return held
+
+    def next_deadline(self) -> float:
+        """The earliest deadline of any job; infinite where there is none."""
+        return min((job.deadline for job in (*self.waiting, *self._running)), default=math.inf)
+
+    def _next(self, waiting: dict[tuple[int, str], deque[J]], served: dict[str, int], now: float) -> tuple[int, str]:
+        """The queue whose head runs next: highest aged priority, then the caller served longest ago, then age."""
+
+        def rank(key: tuple[int, str]) -> tuple[int, int, float]:
+            priority, caller = key
+            head = waiting[key][0]
+            aged = priority + int(max(0.0, now - head.submitted) / self._limits.ageing_s)
+            return -min(aged, HIGHEST_PRIORITY), served.get(caller, 0), head.submitted
+
+        return min(waiting, key=rank)
+
+    def _remove(self, jobs: Sequence[J]) -> None:
+        gone = set(map(id, jobs))
+        kept = {key: deque(job for job in queue if id(job) not in gone) for key, queue in self._waiting.items()}
+        self._waiting = {key: queue for key, queue in kept.items() if queue}
+        self.retire(jobs)
+
+
+def _take(waiting: dict[tuple[int, str], deque[J]], key: tuple[int, str]) -> J:
+    """Remove and return a queue's head, and the queue when that empties it."""
+    job = waiting[key].popleft()
+    if not waiting[key]:
+        del waiting[key]
+    return job

@@ -132,8 +132,14 @@ BAD = [
     ({"kernel": "magic"}, "#/kernel", "'calibrated', 'posterior'"),
     ({"kernel": "deterministic"}, "#/kernel", "no density to weigh"),
     ({"output_format": "gif"}, "#/output_format", "'png', 'jpeg' or 'webp'"),
-    ({"response_format": "url"}, "#/response_format", "'b64_json'"),
+    ({"response_format": "file"}, "#/response_format", "'b64_json' or 'url'"),
     ({"include_trajectory": "perhaps"}, "#/include_trajectory", "valid boolean"),
+    ({"preview_every": -1}, "#/preview_every", "greater than or equal to 0"),
+    ({"preview_every": 1001}, "#/preview_every", "less than or equal to 1000"),
+    ({"priority": 10}, "#/priority", "less than or equal to 9"),
+    ({"priority": -1}, "#/priority", "greater than or equal to 0"),
+    ({"timeout_s": 0}, "#/timeout_s", "greater than 0"),
+    ({"timeout_s": 1e6}, "#/timeout_s", "less than or equal to 86400"),
     ({"stpes": 3}, "#/stpes", "no such field"),
 ]
 

@@ -1,6 +1,7 @@
 """Every exception has its problem, and the wire never shows an inside."""
 
 import inspect
+import re
 from http import HTTPStatus
 
 import pytest
@@ -8,9 +9,10 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from pipelines import errors as science
-from service.engine.engine import CancelledJobError, EngineStoppedError
+from service.engine.job import CancelledJobError, DeadlineError, EngineStoppedError
 from service.engine.scheduler import QueueFullError
 from service.errors import MEDIA_TYPE, STATUS, install, pointer
+from service.registry import UnknownJobError
 
 SAMPLES = [
     (science.InvalidInputError("steps must be at least 1, got 0", field=("steps",)), 422),
@@ -19,9 +21,11 @@ SAMPLES = [
     (science.NonFiniteError("the sample overflowed"), 422),
     (science.ModelLoadError("broken: truncated"), 503),
     (science.CatalogError("bad"), 500),
-    (QueueFullError(7), 429),
+    (QueueFullError("7 jobs are waiting already", 7), 429),
     (EngineStoppedError("the service is shutting down"), 503),
     (CancelledJobError("the job was cancelled"), 409),
+    (DeadlineError("not done within 3 s"), 504),
+    (UnknownJobError("no job 'x'"), 404),
 ]
 
 
@@ -37,6 +41,10 @@ def client():
     @app.get("/bug")
     async def bug() -> None:
         raise KeyError("/secret/path")
+
+    @app.get("/full")
+    async def full() -> None:
+        raise QueueFullError("full", 7, 12.3)
 
     return TestClient(app, raise_server_exceptions=False)
 
@@ -65,7 +73,13 @@ def test_a_bug_gives_an_id_and_no_inside(client):
     answer = client.get("/bug")
     assert answer.status_code == 500
     assert "secret" not in answer.text
-    assert answer.headers["x-request-id"] in answer.json()["detail"]
+    assert re.search(r"request id [0-9a-f]{32}", answer.json()["detail"])
+
+
+def test_a_full_queue_tells_the_position_and_when_to_come_again(client):
+    answer = client.get("/full")
+    assert answer.headers["retry-after"] == "13"
+    assert answer.json()["queue_position"] == 7
 
 
 def test_pointers_are_escaped():

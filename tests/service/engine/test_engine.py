@@ -7,12 +7,15 @@ import numpy as np
 import pytest
 import torch
 
+from pipelines.catalog import Catalog
 from pipelines.composition import And, Average, Or, Product, Prompt
 from pipelines.errors import NonFiniteError
-from pipelines.sampler import SamplingParams, sample
-from service.engine.engine import CancelledJobError, Engine, EngineStoppedError
-from service.engine.executor import Executor, LeastRecentlyUsed
-from service.engine.scheduler import QueueFullError
+from pipelines.sampler import NoiseSource, SamplingParams, evaluate, prepare, sample
+from service.engine.engine import Engine
+from service.engine.executor import Executor, LeastRecentlyUsed, RowBudget, out_of_memory
+from service.engine.job import Ask, CancelledJobError, DeadlineError, EngineStoppedError, Phase
+from service.engine.metrics import Metrics
+from service.engine.scheduler import Limits, QueueFullError
 
 WAIT = 60
 
@@ -40,7 +43,7 @@ def a_request(rng):
 def test_a_job_in_a_crowd_equals_the_same_job_alone(catalog, models, seed):
     rng = random.Random(seed)
     requests = [a_request(rng) for _ in range(12)]
-    with Engine(Executor(catalog), max_rows=64) as engine:
+    with Engine(Executor(catalog), Limits(running_rows=64)) as engine:
         jobs = [engine.submit(*request) for request in requests]
         outcomes = [job.result.result(WAIT) for job in jobs]
     for (expression, params), outcome in zip(requests, outcomes, strict=True):
@@ -53,7 +56,7 @@ def test_a_job_in_a_crowd_equals_the_same_job_alone(catalog, models, seed):
 def test_a_trajectory_has_a_point_a_step(catalog):
     with Engine(Executor(catalog)) as engine:
         params = SamplingParams(steps=5, num_images=2)
-        kept = engine.submit(And((one("a"), one("b"))), params, keep_trajectory=True).result.result(WAIT)
+        kept = engine.submit(And((one("a"), one("b"))), params, Ask(keep_trajectory=True)).result.result(WAIT)
         plain = engine.submit(And((one("a"), one("b"))), params).result.result(WAIT)
     assert len(kept.trajectory) == 5
     assert kept.trajectory[-1].sigma == 0
@@ -93,7 +96,7 @@ class Held(Executor):
 
 def test_cancel_drops_a_job_wherever_it_is_and_nobody_else(catalog):
     held = Held(catalog)
-    with Engine(held, max_rows=1) as engine:
+    with Engine(held, Limits(running_rows=1)) as engine:
         params = SamplingParams(steps=50, guidance_scale=1.0)
         running = engine.submit(one("a"), params)
         assert held.stepping.wait(WAIT)
@@ -112,7 +115,7 @@ def test_cancel_drops_a_job_wherever_it_is_and_nobody_else(catalog):
 
 def test_a_full_queue_refuses(catalog):
     held = Held(catalog)
-    with Engine(held, max_rows=1, max_waiting=1) as engine:
+    with Engine(held, Limits(running_rows=1, waiting_jobs=1)) as engine:
         params = SamplingParams(steps=1, guidance_scale=1.0)
         first = engine.submit(one("a"), params)
         assert held.stepping.wait(WAIT)
@@ -126,7 +129,7 @@ def test_a_full_queue_refuses(catalog):
 
 def test_stop_lets_running_jobs_finish_and_turns_the_waiting_away(catalog):
     held = Held(catalog)
-    engine = Engine(held, max_rows=1)
+    engine = Engine(held, Limits(running_rows=1))
     engine.start()
     params = SamplingParams(steps=3, guidance_scale=1.0)
     running, waiting = engine.submit(one("a"), params), engine.submit(one("a"), params)
@@ -192,3 +195,213 @@ def test_the_engine_leaves_the_default_generator_alone(catalog):
     with Engine(Executor(catalog)) as engine:
         engine.submit(one("a"), SamplingParams(steps=2)).result.result(WAIT)
     assert torch.equal(torch.rand(1), expected)
+
+
+def test_a_job_that_is_late_fails_and_frees_its_rows(catalog):
+    held = Held(catalog)
+    with Engine(held, Limits(running_rows=1)) as engine:
+        late = engine.submit(one("a"), SamplingParams(steps=500), Ask(timeout_s=0.05))
+        behind = engine.submit(one("b"), SamplingParams(steps=500), Ask(timeout_s=0.05))
+        patient = engine.submit(one("c"), SamplingParams(steps=2))
+        assert held.stepping.wait(WAIT)
+        threading.Event().wait(0.1)
+        held.go.set()
+        for job in (late, behind):
+            with pytest.raises(DeadlineError, match=r"not done within 0\.05 s"):
+                job.result.result(WAIT)
+            assert job.phase is Phase.FAILED
+        assert patient.result.result(WAIT)
+
+
+class Decoding(Executor):
+    """An executor whose decoding waits until it is let go."""
+
+    def __init__(self, catalog):
+        super().__init__(catalog)
+        self.decoding, self.go = threading.Event(), threading.Event()
+
+    def decode(self, jobs):
+        self.decoding.set()
+        assert self.go.wait(WAIT)
+        return super().decode(jobs)
+
+
+def test_cancel_while_decoding_and_after_the_end(catalog):
+    held = Decoding(catalog)
+    with Engine(held) as engine:
+        job = engine.submit(one("a"), SamplingParams(steps=1))
+        assert held.decoding.wait(WAIT)
+        assert job.phase is Phase.DECODING
+        engine.cancel(job)
+        held.go.set()
+        with pytest.raises(CancelledJobError):
+            job.result.result(WAIT)
+        done = engine.submit(one("a"), SamplingParams(steps=1))
+        assert done.result.result(WAIT)
+        for _ in range(3):
+            engine.cancel(done)
+        assert engine.submit(one("a"), SamplingParams(steps=1)).result.result(WAIT)
+        assert done.phase is Phase.COMPLETED
+
+
+def test_cancel_at_any_moment_leaves_everybody_else_alone(catalog, models):
+    """Eight jobs, every other one cancelled after a random wait: the others draw what they draw alone."""
+    rng = random.Random(7)
+    requests = [(Or((one("a"), one("b"))), SamplingParams(steps=6, seed=s)) for s in range(8)]
+    with Engine(Executor(catalog), Limits(running_rows=12)) as engine:
+        jobs = [engine.submit(*request) for request in requests]
+        for job in jobs[::2]:
+            threading.Event().wait(rng.uniform(0, 0.02))
+            engine.cancel(job)
+        for (expression, params), job in zip(requests[1::2], jobs[1::2], strict=True):
+            alone = sample(expression, params, models)
+            np.testing.assert_allclose(job.result.result(WAIT).log_density, alone.log_density, rtol=1e-4, atol=0.05)
+        for job in jobs[::2]:
+            assert isinstance(job.result.exception(WAIT), CancelledJobError | None)
+
+
+class Scarce:
+    """A model that runs out of memory at more rows than it is given room for, or whenever it is told to."""
+
+    def __init__(self, model, rng, room):
+        self._model, self._rng, self._room = model, rng, room
+        self.asked = []
+
+    def __getattr__(self, name):
+        return getattr(self._model, name)
+
+    def denoised(self, z, sigma, condition):
+        self.asked.append(len(z))
+        if len(z) > self._room or (len(z) > 1 and self._rng.random() < 0.15):
+            raise torch.OutOfMemoryError("no room")
+        return self._model.denoised(z, sigma, condition)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_running_out_of_memory_at_random_changes_no_result(models, seed):
+    scarce = {name: Scarce(models[name], random.Random(seed), room=10) for name in ("one", "two")}
+    requests = [a_request(random.Random(100 * seed + i)) for i in range(6)]
+    engine = Engine(Executor(Catalog.of(scarce)), Limits(running_rows=64))
+    with engine:
+        outcomes = [job.result.result(WAIT) for job in [engine.submit(*request) for request in requests]]
+    for (expression, params), outcome in zip(requests, outcomes, strict=True):
+        alone = sample(expression, params, models)
+        np.testing.assert_allclose(outcome.log_density, alone.log_density, rtol=1e-4, atol=0.05)
+
+
+def test_a_job_for_which_one_row_is_too_much_fails_alone(models):
+    none = Scarce(models["two"], random.Random(0), room=0)
+    with Engine(Executor(Catalog.of({"one": models["one"], "two": none}))) as engine:
+        healthy = engine.submit(one("a"), SamplingParams(steps=4))
+        doomed = engine.submit(Prompt("a", "two"), SamplingParams(steps=4))
+        with pytest.raises(torch.OutOfMemoryError):
+            doomed.result.result(WAIT)
+        assert healthy.result.result(WAIT)
+
+
+def test_the_row_budget_halves_and_recovers():
+    budget = RowBudget(64)
+    assert budget.shrink(64)
+    assert budget.shrink(20)
+    assert budget.rows == 10
+    for _ in range(64):
+        budget.went_well()
+    assert budget.rows == 20
+    for _ in range(64 * 3):
+        budget.went_well()
+    assert budget.rows == 64
+    assert not budget.shrink(1)
+
+
+def test_what_counts_as_out_of_memory():
+    assert out_of_memory(torch.OutOfMemoryError("x"))
+    assert out_of_memory(MemoryError())
+    assert out_of_memory(RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"))
+    assert not out_of_memory(RuntimeError("shape mismatch"))
+    with pytest.raises(RuntimeError) as real:
+        torch.empty(2**50)
+    assert out_of_memory(real.value)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 7, 1000])
+def test_splitting_a_forward_changes_nothing(models, rows):
+    rng = random.Random(3)
+    states = []
+    for _ in range(4):
+        expression, params = a_request(rng)
+        states.append(
+            prepare(expression, params, models, NoiseSource(params, models["one"].sample_shape(16, 16)).draw())
+        )
+    for whole, split in zip(evaluate(states, models), evaluate(states, models, rows), strict=True):
+        torch.testing.assert_close(split, whole, rtol=1e-4, atol=1e-4)
+
+
+class Broken(Executor):
+    """An executor that raises where nobody expects it, once."""
+
+    def decode_key(self, job):
+        if not getattr(self, "raised", False):
+            self.raised = True
+            raise KeyError("surprise")
+        return super().decode_key(job)
+
+
+def test_an_unforeseen_error_costs_the_round_s_jobs_and_not_the_loop(catalog):
+    with Engine(Broken(catalog)) as engine:
+        with pytest.raises(KeyError):
+            engine.submit(one("a"), SamplingParams(steps=1)).result.result(WAIT)
+        assert engine.alive
+        assert engine.submit(one("a"), SamplingParams(steps=1)).result.result(WAIT)
+
+
+def test_models_with_nothing_in_common_take_turns(models):
+    """A quick model's jobs do not wait for a slow one's every step."""
+
+    class Slow(Scarce):
+        def denoised(self, z, sigma, condition):
+            threading.Event().wait(0.02)
+            return self._model.denoised(z, sigma, condition)
+
+    slow = Slow(models["two"], None, 0)
+    with Engine(Executor(Catalog.of({"one": models["one"], "two": slow}))) as engine:
+        long = engine.submit(Prompt("a", "two"), SamplingParams(steps=60))
+        quick = engine.submit(one("a"), SamplingParams(steps=60))
+        assert quick.result.result(WAIT)
+        assert long.index < 45
+        assert long.result.result(WAIT)
+
+
+def test_metrics_count_what_happened(catalog):
+    engine = Engine(Executor(catalog, metrics=(metrics := Metrics())), metrics=metrics)
+    with engine:
+        engine.submit(one("a"), SamplingParams(steps=3, guidance_scale=1.0, num_images=2)).result.result(WAIT)
+        job = engine.submit(one("a"), SamplingParams(steps=1000))
+        engine.cancel(job)
+        assert isinstance(job.result.exception(WAIT), CancelledJobError)
+
+    def value(name, **labels):
+        return metrics.registry.get_sample_value(f"superdiff_{name}", labels)
+
+    assert value("jobs_total", outcome="completed") == 1
+    assert value("jobs_total", outcome="cancelled") == 1
+    assert value("rows_total") >= 6
+    assert value("prompts_total", cache="miss") >= 1
+
+
+def test_position_and_retry_time(catalog):
+    held = Held(catalog)
+    with Engine(held, Limits(running_rows=1, waiting_jobs=2)) as engine:
+        params = SamplingParams(steps=2, guidance_scale=1.0)
+        held.go.set()
+        engine.submit(one("a"), params).result.result(WAIT)
+        held.go.clear()
+        held.stepping.clear()
+        running = engine.submit(one("a"), params)
+        assert held.stepping.wait(WAIT)
+        waiting = [engine.submit(one("a"), params, Ask(priority=p)) for p in (5, 7)]
+        assert [engine.position(job) for job in (running, *waiting)] == [None, 1, 0]
+        with pytest.raises(QueueFullError) as refused:
+            engine.submit(one("a"), params)
+        assert refused.value.waiting == 2
+        assert refused.value.retry_after_s > 0
+        held.go.set()

@@ -1,0 +1,112 @@
+"""Jobs by their id: how they stand, what they made, what they tell, and how to stop them."""
+
+import asyncio
+import csv
+import io
+from http import HTTPStatus
+from typing import Annotated, Any, Final
+
+from fastapi import APIRouter, Header, Path, Query, Request, Response
+from sse_starlette import EventSourceResponse
+from starlette.exceptions import HTTPException
+
+from pipelines.composition import leaves
+from service.api.answers import events, job_info, trajectory_point
+from service.api.caller import CallerDep
+from service.engine.job import Job, Outcome, Phase
+from service.errors import Problem
+from service.pictures import encode_picture
+from service.schemas import ImageFormat, JobInfo, JobList, TrajectoryPoint, component_names
+from service.services import ServicesDep
+
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses={404: {"model": Problem}})
+
+JobId = Annotated[str, Path(max_length=64, description="As the answer or Location told it.")]
+_IMAGES: Final[dict[int | str, dict[str, Any]]] = {
+    200: {"content": {f.media_type: {} for f in ImageFormat}},
+    409: {"model": Problem},
+}
+
+
+@router.get("")
+async def list_jobs(services: ServicesDep, caller: CallerDep) -> JobList:
+    """The caller's jobs, newest first; finished ones are kept for a while."""
+    return JobList(data=[await job_info(record, services.engine) for record in services.registry.of(caller)])
+
+
+@router.get("/{job_id}")
+async def get_job(job_id: JobId, services: ServicesDep) -> JobInfo:
+    """A job as it stands."""
+    return await job_info(services.registry.get(job_id), services.engine)
+
+
+@router.delete("/{job_id}")
+async def cancel_job(job_id: JobId, services: ServicesDep) -> JobInfo:
+    """Cancel a job and tell how it ended: cancelled, or what it had come to before. Any number of times."""
+    record = services.registry.get(job_id)
+    services.engine.cancel(record.job)
+    await asyncio.wait([asyncio.wrap_future(record.job.result)])
+    return await job_info(record, services.engine)
+
+
+@router.get("/{job_id}/events", responses={200: {"content": {"text/event-stream": {}}}})
+async def job_events(
+    job_id: JobId,
+    services: ServicesDep,
+    last_event_id: Annotated[str | None, Header(description="Go on after this event.")] = None,
+) -> EventSourceResponse:
+    """Server-sent events: queued, progress, preview, then completed, failed or cancelled.
+
+    A slow reader sees the newest progress and misses older; the last event is never missed.
+    """
+    record = services.registry.get(job_id)
+    after = int(last_event_id) if last_event_id is not None and last_event_id.isdecimal() else 0
+    return EventSourceResponse(events(record, after))
+
+
+@router.get("/{job_id}/images/{index}", responses=_IMAGES, response_class=Response)
+async def job_image(
+    job_id: JobId,
+    index: Annotated[int, Path(ge=0)],
+    services: ServicesDep,
+    image_format: Annotated[ImageFormat | None, Query(alias="format", description="None for the request's.")] = None,
+) -> Response:
+    """A picture of a completed job."""
+    record = services.registry.get(job_id)
+    outcome = _outcome(record.job)
+    if index >= len(outcome.pictures):
+        raise HTTPException(HTTPStatus.NOT_FOUND, f"this job has {len(outcome.pictures)} images; the first is 0")
+    wanted = image_format or record.body.output_format
+    data = await asyncio.to_thread(encode_picture, outcome.pictures[index], wanted)
+    return Response(data, media_type=wanted.media_type)
+
+
+@router.get("/{job_id}/trajectory", responses={200: {"content": {"text/csv": {}}}, 409: {"model": Problem}})
+async def job_trajectory(job_id: JobId, request: Request, services: ServicesDep) -> list[TrajectoryPoint]:
+    """The weights and log-densities of every step, for a request with include_trajectory; CSV by Accept."""
+    record = services.registry.get(job_id)
+    points = [trajectory_point(point) for point in _outcome(record.job).trajectory]
+    if not points:
+        detail = "this job kept no trajectory; ask for one with include_trajectory"
+        raise HTTPException(HTTPStatus.CONFLICT, detail)
+    if "text/csv" in request.headers.get("accept", ""):
+        names = component_names(leaves(record.job.expression))
+        return Response(_csv(points, names), media_type="text/csv")  # type: ignore[return-value]
+    return points
+
+
+def _outcome(job: Job) -> Outcome:
+    if job.phase is not Phase.COMPLETED:
+        raise HTTPException(HTTPStatus.CONFLICT, f"this job is {job.phase}, not completed")
+    return job.result.result()
+
+
+def _csv(points: list[TrajectoryPoint], names: list[str]) -> str:
+    buffer = io.StringIO()
+    writer = csv.writer(buffer)
+    writer.writerow(["step", "sigma", "image", "component", "weight", "log_density"])
+    for point in points:
+        for i, (weights, densities) in enumerate(zip(point.weight, point.log_density, strict=True)):
+            for name, weight, density in zip(names, weights, densities, strict=True):
+                writer.writerow([point.step, point.sigma, i, name, weight, density])
+    return buffer.getvalue()
