@@ -1,0 +1,143 @@
+"""The engine under load, on the builtin model: AND of two prompts, 25 steps, guidance 4, one picture a request.
+
+Side by side, in pictures a second, decoding included everywhere but in the limit:
+
+    one by one   the way of the published scripts: one request after another, a forward a component and step
+    diffusers    StableDiffusionPipeline, one prompt a call: two rows a step where the composition needs three
+    engine(n)    n requests at once
+    raw          the same rows through the network at the best batch size, and nothing else: the limit
+
+Then a mixed crowd: OR, AND and average of one to five components, 5 to 60 steps, two models, arriving at random. Its
+limit is the time that the crowd's rows take in raw forwards at the best batch size; no request should wait longer than
+twice what strict first come, first served would have made it wait.
+"""
+
+import random
+import statistics
+import time
+from concurrent.futures import wait
+
+import torch
+from diffusers import EulerAncestralDiscreteScheduler, StableDiffusionPipeline
+
+from benchmarks.harness import arguments, interleaved, medians, report, table
+from benchmarks.sampler import GUIDANCE, PROMPTS, STEPS, expanded, one_by_one
+from pipelines.catalog import BUILTIN_FOLDER, Catalog
+from pipelines.composition import And, Average, Expression, Or, Prompt
+from pipelines.model import Model
+from pipelines.sampler import SamplingParams, lay_out
+from service.engine.engine import Engine
+from service.engine.executor import Executor
+from service.engine.job import Job
+from service.engine.scheduler import Limits
+
+CROWDS = (1, 4, 16, 64)
+BATCHES = (48, 96, 192)
+MIXED = 60
+LIMITS = Limits(running_rows=192, caller_jobs=1000, waiting_jobs=1000)
+EXPRESSION = And(tuple(Prompt(text, "shapes") for text in PROMPTS))
+WORDS = ("a red circle", "a blue star", "a green square", "a yellow triangle", "a purple circle", "a star")
+
+
+def request(seed: int) -> SamplingParams:
+    """One request of the uniform crowd."""
+    return SamplingParams(steps=STEPS, guidance_scale=GUIDANCE, seed=seed)
+
+
+def serve(engine: Engine, count: int) -> None:
+    """Have ``count`` requests served at once."""
+    wait([engine.submit(EXPRESSION, request(seed)).result for seed in range(count)])
+
+
+def raw(model: Model, rows: int, batch: int) -> float:
+    """Seconds for ``rows`` network rows in forwards of ``batch``."""
+    z = torch.randn(batch, *model.sample_shape(64, 64))
+    sigma = torch.ones(batch, dtype=torch.float64)
+    condition = expanded(model.encode_prompts([""]), batch)
+    model.denoised(z, sigma, condition)
+    start = time.perf_counter()
+    for _ in range(max(1, rows // batch)):
+        model.denoised(z, sigma, condition)
+    return (time.perf_counter() - start) * rows / (batch * max(1, rows // batch))
+
+
+def uniform(repeats: int) -> tuple[str, dict[str, float]]:
+    """The table of the uniform crowd, and pictures a second by way."""
+    catalog = Catalog.builtin()
+    model = catalog.get("shapes")
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        BUILTIN_FOLDER / "shapes", safety_checker=None, requires_safety_checker=False
+    )
+    pipeline.scheduler = EulerAncestralDiscreteScheduler.from_config(pipeline.scheduler.config)
+    pipeline.set_progress_bar_config(disable=True)
+    with Engine(Executor(catalog, forward_rows=LIMITS.running_rows), LIMITS) as engine:
+        ways = {
+            "one by one": lambda: model.decode(one_by_one(model, request(0))),
+            "diffusers, one prompt": lambda: pipeline(
+                PROMPTS[0], num_inference_steps=STEPS, guidance_scale=GUIDANCE, width=64, height=64
+            ),
+            **{f"engine({n})": lambda n=n: serve(engine, n) for n in CROWDS},
+            **{f"raw({b})": lambda b=b: raw(model, 3 * STEPS * 16, b) for b in BATCHES},
+        }
+        seconds = medians(interleaved(ways, repeats))
+    pictures = dict.fromkeys(ways, 1) | {f"engine({n})": n for n in CROWDS} | {f"raw({b})": 16 for b in BATCHES}
+    speed = {name: pictures[name] / value for name, value in seconds.items()}
+    best = max(value for name, value in speed.items() if name.startswith("raw"))
+    rows = [
+        [name, f"{value:.2f}", f"{value / speed['one by one']:.2f}×", f"{value / best:.2f}"]
+        for name, value in speed.items()
+    ]
+    return table(["way", "pictures/s", "against one by one", "share of the limit"], rows), speed
+
+
+def a_crowd(rng: random.Random) -> list[tuple[float, Expression, SamplingParams]]:
+    """Requests with their arrival times in seconds."""
+    crowd, now = [], 0.0
+    for seed in range(MIXED):
+        terms = tuple(
+            Prompt(rng.choice(WORDS), rng.choice(("shapes", "shapes-round"))) for _ in range(rng.randint(1, 5))
+        )
+        params = SamplingParams(steps=rng.randint(5, 60), guidance_scale=GUIDANCE, seed=seed)
+        crowd.append((now, rng.choice((Or, And, Average))(terms), params))
+        now += rng.expovariate(20)
+    return crowd
+
+
+def mixed(seed: int) -> dict[str, float]:
+    """Serve one mixed crowd: its time against its rows' raw time, the worst wait against first come, first served."""
+    catalog = Catalog.builtin()
+    crowd = a_crowd(random.Random(seed))
+    work = [len(lay_out(expression, params)[0].rows) * params.steps for _, expression, params in crowd]
+    jobs: list[Job] = []
+    with Engine(Executor(catalog, forward_rows=LIMITS.running_rows), LIMITS) as engine:
+        wait([engine.submit(EXPRESSION, request(0)).result])
+        start = time.perf_counter()
+        for (at, expression, params), _ in zip(crowd, work, strict=True):
+            time.sleep(max(0.0, start + at - time.perf_counter()))
+            jobs.append(engine.submit(expression, params))
+        wait([job.result for job in jobs])
+        took = time.perf_counter() - start
+    # Both models have one architecture, so raw rows of one stand for rows of both.
+    per_row = min(raw(catalog.get("shapes"), 960, batch) / 960 for batch in BATCHES)
+    limit = per_row * sum(work)
+    # Strict first come, first served at the same raw speed: each request alone at the head of the line.
+    free, worst = 0.0, 0.0
+    for (at, *_), job, rows in zip(crowd, jobs, work, strict=True):
+        free = max(free, at) + rows * per_row
+        worst = max(worst, (job.ended - job.submitted) / (free - at + rows * per_row))
+    return {"seconds": took, "limit_seconds": limit, "share": limit / took, "worst_wait_ratio": worst}
+
+
+def main() -> None:
+    """Measure, print, write."""
+    given = arguments("engine", __doc__)
+    text, speed = uniform(given.repeats)
+    crowds = [mixed(seed) for seed in range(min(given.repeats, 5))]
+    numbers = {key: statistics.median(crowd[key] for crowd in crowds) for key in crowds[0]}
+    rows = [[key, f"{value:.2f}"] for key, value in numbers.items()]
+    text += "\n\nmixed crowd, medians\n\n" + table(["", ""], rows)
+    report("The engine under load", text, {"uniform": speed, "mixed": numbers}, given.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,42 @@
+"""Resident memory of the engine at 64 running requests, and whether 500 requests make it grow."""
+
+import gc
+from concurrent.futures import wait
+
+import psutil
+
+from benchmarks.engine import EXPRESSION, LIMITS, request
+from benchmarks.harness import arguments, report, table
+from pipelines.catalog import Catalog
+from service.engine.engine import Engine
+from service.engine.executor import Executor
+
+AT_ONCE = 64
+ROUNDS = 8
+
+
+def resident() -> float:
+    """Resident memory of this process in MB."""
+    gc.collect()
+    return psutil.Process().memory_info().rss / 2**20
+
+
+def main() -> None:
+    """Measure, print, write."""
+    given = arguments("memory", __doc__)
+    catalog = Catalog.builtin()
+    for name in catalog.names:
+        catalog.get(name)
+    numbers = {"models loaded": resident()}
+    with Engine(Executor(catalog, forward_rows=LIMITS.running_rows), LIMITS) as engine:
+        for done in range(1, ROUNDS + 1):
+            wait([engine.submit(EXPRESSION, request(seed)).result for seed in range(AT_ONCE)])
+            numbers[f"after {done * AT_ONCE} requests"] = resident()
+    first, last = numbers[f"after {AT_ONCE} requests"], numbers[f"after {ROUNDS * AT_ONCE} requests"]
+    numbers["growth, %"] = 100 * (last / first - 1)
+    rows = [[key, f"{value:.1f}"] for key, value in numbers.items()]
+    report(f"Memory, {AT_ONCE} requests at a time", table(["", "MB"], rows), numbers, given.out)
+
+
+if __name__ == "__main__":
+    main()
