@@ -25,6 +25,7 @@ STEPS: Final = 25
 GUIDANCES: Final = (4.0, 8.0)
 SEEDS: Final = 32
 _PAIRS: Final = 24
+_PAIR_SEEDS: Final = 16
 _Z: Final = 1.959964
 
 
@@ -116,7 +117,7 @@ def pairs(count: int = _PAIRS) -> list[tuple[str, str]]:
 
 
 def composed_pairs(models: Mapping[str, Model], guidance: float) -> dict[str, dict[str, Rate]]:
-    """24 pairs × 32 seeds on `shapes`, by operator: are both objects there, either of them, is it a scene?"""
+    """24 pairs × 16 seeds on `shapes`, by operator: are both objects there, either of them, is it a scene?"""
 
     def joint(a: str, b: str) -> Expression:
         return Prompt(f"{a} and {b}", "shapes")
@@ -129,7 +130,7 @@ def composed_pairs(models: Mapping[str, Model], guidance: float) -> dict[str, di
     for name, way in ways.items():
         both, either, formed = [], [], []
         for a, b in tqdm(pairs(), desc=f"{name}, guidance {guidance:g}"):
-            for found in draw(way(a, b), models, guidance=guidance):
+            for found in draw(way(a, b), models, guidance=guidance, images=_PAIR_SEEDS):
                 both.append(holds(found, f"{a} and {b}"))
                 either.append(holds(found, a) or holds(found, b))
                 formed.append(well_formed(found))
@@ -145,7 +146,7 @@ def across_halves(models: Mapping[str, Model], guidance: float) -> dict[str, Rat
         hues = rng.permutation(list(COLOURS))
         a, b = article(f"{hues[0]} {rng.choice(ROUND)}"), article(f"{hues[1]} {rng.choice(SHARP)}")
         expression = And((Prompt(a, "shapes-round"), Prompt(b, "shapes-sharp")))
-        for found in draw(expression, models, guidance=guidance):
+        for found in draw(expression, models, guidance=guidance, images=_PAIR_SEEDS):
             both.append(holds(found, f"{a} and {b}"))
             either.append(holds(found, a) or holds(found, b))
             formed.append(well_formed(found))
