@@ -1,4 +1,4 @@
-"""Draws the pictures in the documents: ``python -m scripts.draw_pictures``. Seeded; eight pictures a row, unselected."""
+"""Draws the pictures in the documents, seeded and unselected: ``python -m scripts.draw_pictures``."""
 
 from pathlib import Path
 from typing import Final
