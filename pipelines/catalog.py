@@ -77,6 +77,8 @@ class Entry:
         for key, choices in (("family", FAMILIES), ("dtype", tuple(_DTYPES))):
             if key in table and table[key] not in choices:
                 raise CatalogError(f"models.{name}.{key}: {table[key]!r} is unknown; allowed are {', '.join(choices)}")
+        if "device" in table:
+            _check_device(table["device"], f"models.{name}.device")
         if source.startswith(BUILTIN_PREFIX):
             wanted = source.removeprefix(BUILTIN_PREFIX)
             if wanted not in BUILTIN_MODELS:
@@ -85,6 +87,13 @@ class Entry:
         else:
             folder = (base / Path(source).expanduser()).resolve()
         return cls(name, folder, table.get("family"), table.get("dtype", "float32"), table.get("device"))
+
+
+def _check_device(device: str, told_as: str) -> None:
+    try:
+        torch.device(device)
+    except RuntimeError:
+        raise CatalogError(f"{told_as}: {device!r} is no device; allowed are cpu, cuda, cuda:1 and the like") from None
 
 
 @dataclass(slots=True)
@@ -107,6 +116,7 @@ class Catalog:
     def __init__(self, entries: Iterable[Entry], device: str | None = None) -> None:
         self._slots = {entry.name: _Slot(entry) for entry in entries}
         self._device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        _check_device(self._device, "device")
 
     @classmethod
     def builtin(cls, device: str | None = None) -> Self:

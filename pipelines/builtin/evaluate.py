@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from pipelines.builtin.oracle import Found, holds, read_picture, shapes_of, well_formed
 from pipelines.builtin.scenes import COLOURS, ROUND, SHAPES, SHARP, article, full_names
-from pipelines.catalog import Catalog
+from pipelines.catalog import BUILTIN_FOLDER, BUILTIN_MODELS, Catalog, Entry
 from pipelines.composition import And, Average, Expression, Or, Product, Prompt, leaves
 from pipelines.model import Model
 from pipelines.sampler import SamplingParams, sample
@@ -25,6 +25,7 @@ STEPS: Final = 25
 GUIDANCES: Final = (4.0, 8.0)
 SEEDS: Final = 32
 _PAIRS: Final = 24
+_PAIR_SEEDS: Final = 16
 _Z: Final = 1.959964
 
 
@@ -88,7 +89,7 @@ def halves(models: Mapping[str, Model], guidance: float) -> dict[str, Rate]:
             found = draw(Prompt(caption, name), models, guidance=guidance)
             strangers += [bool(shapes_of(f) & set(other)) for f in found]
             there += [holds(f, caption) for f in found] if caption else []
-        rates[f"{name} draws a {other[0]} or {other[1]}"] = rate(strangers)
+        rates[f"{name}: a {other[0]} or {other[1]}"] = rate(strangers)
         rates[f"{name}: named object there"] = rate(there)
     return rates
 
@@ -116,7 +117,7 @@ def pairs(count: int = _PAIRS) -> list[tuple[str, str]]:
 
 
 def composed_pairs(models: Mapping[str, Model], guidance: float) -> dict[str, dict[str, Rate]]:
-    """24 pairs × 32 seeds on `shapes`, by operator: are both objects there, either of them, is it a scene?"""
+    """24 pairs × 16 seeds on `shapes`, by operator: are both objects there, either of them, is it a scene?"""
 
     def joint(a: str, b: str) -> Expression:
         return Prompt(f"{a} and {b}", "shapes")
@@ -129,7 +130,7 @@ def composed_pairs(models: Mapping[str, Model], guidance: float) -> dict[str, di
     for name, way in ways.items():
         both, either, formed = [], [], []
         for a, b in tqdm(pairs(), desc=f"{name}, guidance {guidance:g}"):
-            for found in draw(way(a, b), models, guidance=guidance):
+            for found in draw(way(a, b), models, guidance=guidance, images=_PAIR_SEEDS):
                 both.append(holds(found, f"{a} and {b}"))
                 either.append(holds(found, a) or holds(found, b))
                 formed.append(well_formed(found))
@@ -145,32 +146,57 @@ def across_halves(models: Mapping[str, Model], guidance: float) -> dict[str, Rat
         hues = rng.permutation(list(COLOURS))
         a, b = article(f"{hues[0]} {rng.choice(ROUND)}"), article(f"{hues[1]} {rng.choice(SHARP)}")
         expression = And((Prompt(a, "shapes-round"), Prompt(b, "shapes-sharp")))
-        for found in draw(expression, models, guidance=guidance):
+        for found in draw(expression, models, guidance=guidance, images=_PAIR_SEEDS):
             both.append(holds(found, f"{a} and {b}"))
             either.append(holds(found, a) or holds(found, b))
             formed.append(well_formed(found))
     return {"both": rate(both), "at least one": rate(either), "1–3 well-formed": rate(formed)}
 
 
+def measurements(models: Mapping[str, Model]) -> dict[str, Callable[[], dict[str, dict[str, Rate]]]]:
+    """Every measurement by name; each gives the lines of its table."""
+
+    def at_both(measure: Callable[[Mapping[str, Model], float], dict[str, Rate]]) -> dict[str, dict[str, Rate]]:
+        return {f"guidance {g:g}": measure(models, g) for g in GUIDANCES}
+
+    return {
+        "single": lambda: at_both(single_prompts),
+        "pairs": lambda: {
+            f"{name}, guidance {g:g}": row for g in GUIDANCES for name, row in composed_pairs(models, g).items()
+        },
+        "halves": lambda: at_both(halves),
+        "or": lambda: {"OR of the halves, no prompts": mixture_of_halves(models)},
+        "across": lambda: at_both(across_halves),
+    }
+
+
+def table(lines: Mapping[str, Mapping[str, Rate]]) -> str:
+    """A Markdown table, one line a setting."""
+    columns = list(next(iter(lines.values())))
+    rows = [["", *columns], ["---"] * (len(columns) + 1)]
+    rows += [[name, *(str(rates[column]) for column in columns)] for name, rates in lines.items()]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
 def main() -> None:
-    """Measure everything, print it, and write it as JSON."""
+    """Measure what is asked for, print it as Markdown, and add it to a JSON file."""
     parser = argparse.ArgumentParser(prog="python -m pipelines.builtin.evaluate", description=__doc__)
+    parser.add_argument("--models", type=Path, default=BUILTIN_FOLDER, help="the folder of the models")
     parser.add_argument("--out", type=Path, default=Path("runs/evaluation.json"))
+    parser.add_argument("--only", nargs="*", help="single, pairs, halves, or, across; all by default")
     arguments = parser.parse_args()
-    catalog = Catalog.builtin()
+    names = {folder.name for folder in arguments.models.iterdir()}
+    catalog = Catalog(Entry(name, arguments.models / name) for name in BUILTIN_MODELS if name in names)
     models = {name: catalog.get(name) for name in catalog.names}
-    tables: dict[str, dict[str, Rate]] = {"OR of the halves, no prompts": mixture_of_halves(models)}
-    for guidance in GUIDANCES:
-        tables[f"single prompts on shapes, guidance {guidance:g}"] = single_prompts(models, guidance)
-        tables[f"halves, guidance {guidance:g}"] = halves(models, guidance)
-        for name, row in composed_pairs(models, guidance).items():
-            tables[f"{name} of two on shapes, guidance {guidance:g}"] = row
-        tables[f"AND across the halves, guidance {guidance:g}"] = across_halves(models, guidance)
-    for title, rates in tables.items():
-        print(f"{title}\n" + "".join(f"    {name}: {value}\n" for name, value in rates.items()))
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    stored = {title: {k: [v.hits, v.trials] for k, v in rates.items()} for title, rates in tables.items()}
-    arguments.out.write_text(json.dumps(stored, indent=1, ensure_ascii=False) + "\n")
+    stored = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
+    for name, measure in measurements(models).items():
+        if arguments.only and name not in arguments.only:
+            continue
+        lines = measure()
+        print(f"{name}\n\n{table(lines)}\n", flush=True)
+        stored[name] = {k: {c: [r.hits, r.trials] for c, r in rates.items()} for k, rates in lines.items()}
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.write_text(json.dumps(stored, indent=1, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":

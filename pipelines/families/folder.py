@@ -38,10 +38,14 @@ def load_pipeline(folder: Path, load: Callable[..., _P], **options: Any) -> _P:
 
 
 def fingerprint(folder: Path) -> str:
-    """SHA-256 of a part's configuration and weights: equal parts are equal whatever folder they lie in."""
-    digest = hashlib.sha256()
-    for path in sorted(p for p in folder.iterdir() if p.suffix in {".json", ".safetensors"}):
-        digest.update(path.name.encode())
+    """SHA-256 of a part's configuration and weights: equal parts are equal in whatever folder they lie.
+
+    Of the configuration, what diffusers notes for itself (``_name_or_path``, ``_diffusers_version``) does not count.
+    """
+    config = json.loads((folder / "config.json").read_text())
+    said = {key: value for key, value in config.items() if not key.startswith("_")}
+    digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
+    for path in sorted(folder.glob("*.safetensors")):
         with path.open("rb") as file:
             while chunk := file.read(_CHUNK):
                 digest.update(chunk)

@@ -44,6 +44,7 @@ def test_a_catalogue_names_builtin_models_and_folders_beside_it(write, tmp_path)
         ('[models.a]\nsource = "x"\nfamily = "gan"', "'gan' is unknown; allowed are stable_diffusion"),
         ('[models.a]\nsource = "x"\ndtype = "int4"', "'int4' is unknown; allowed are float32"),
         ('[models.a]\nsource = "x"\ndtype = 16', "models.a.dtype: allowed keys"),
+        ('[models.a]\nsource = "x"\ndevice = "gpu"', "models.a.device: 'gpu' is no device"),
         ("[models.a\n", "not TOML"),
     ],
 )

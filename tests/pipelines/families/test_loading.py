@@ -91,8 +91,10 @@ def test_the_data_space_is_the_autoencoder_s_weights(folder, tmp_path):
     other = tmp_path / "other"
     tiny.stable_diffusion(other, seed=1)
     assert load(other).card.space != load(folder).card.space
-    config = json.loads((same / "vae/config.json").read_text()) | {"scaling_factor": 0.5}
-    (same / "vae/config.json").write_text(json.dumps(config))
+    config = json.loads((same / "vae/config.json").read_text())
+    (same / "vae/config.json").write_text(json.dumps(config | {"_name_or_path": "somebody/else"}))
+    assert fingerprint(same / "vae") == fingerprint(folder / "vae")
+    (same / "vae/config.json").write_text(json.dumps(config | {"scaling_factor": 0.5}))
     assert fingerprint(same / "vae") != fingerprint(folder / "vae")
 
 

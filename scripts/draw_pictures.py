@@ -1,0 +1,49 @@
+"""Draws the pictures in the documents, seeded and unselected: ``python -m scripts.draw_pictures``."""
+
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from PIL import Image
+
+from pipelines.catalog import Catalog
+from pipelines.composition import And, Average, Expression, Or, Product, Prompt, leaves
+from pipelines.sampler import SamplingParams, sample
+
+OUT: Final = Path(__file__).parents[1] / "docs/images"
+COLUMNS: Final = 8
+SCALE: Final = 2
+RED: Final = Prompt("a red circle", "shapes")
+BLUE: Final = Prompt("a blue star", "shapes")
+ROWS: Final[dict[str, tuple[tuple[Expression, float], ...]]] = {
+    "operators": (
+        (Prompt("a red circle and a blue star", "shapes"), 8.0),
+        (And((RED, BLUE)), 8.0),
+        (Average((RED, BLUE)), 8.0),
+        (Product((RED, BLUE)), 8.0),
+    ),
+    "halves-or": ((Or((Prompt("", "shapes-round"), Prompt("", "shapes-sharp"))), 1.0),),
+    "halves-and": ((And((Prompt("a red circle", "shapes-round"), Prompt("a blue star", "shapes-sharp"))), 8.0),),
+}
+
+
+def main() -> None:
+    """Draw every grid."""
+    catalog = Catalog.builtin()
+    models = {name: catalog.get(name) for name in catalog.names}
+    OUT.mkdir(parents=True, exist_ok=True)
+    for name, rows in ROWS.items():
+        lines = []
+        for expression, guidance in rows:
+            params = SamplingParams(steps=25, guidance_scale=guidance, seed=0, num_images=COLUMNS)
+            z = sample(expression, params, models).z
+            pictures = models[leaves(expression)[0].model].decode(z)
+            pixels = pictures.permute(0, 2, 3, 1).mul(255).round().byte().numpy()
+            lines.append(np.concatenate(list(pixels), axis=1))
+        grid = Image.fromarray(np.concatenate(lines, axis=0))
+        grid.resize((grid.width * SCALE, grid.height * SCALE), Image.Resampling.NEAREST).save(OUT / f"{name}.png")
+        print(OUT / f"{name}.png")
+
+
+if __name__ == "__main__":
+    main()
