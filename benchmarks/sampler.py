@@ -16,7 +16,7 @@ from benchmarks.harness import arguments, interleaved, medians, report, table
 from pipelines.catalog import Catalog
 from pipelines.composition import And, Prompt
 from pipelines.model import Condition, Model
-from pipelines.sampler import NoiseSource, SamplingParams, make_schedule, sample, sample_shape
+from pipelines.sampler import NoiseSource, SamplingParams, make_schedule, sample
 
 PROMPTS = ("a red circle", "a blue star")
 STEPS = 25
@@ -33,7 +33,7 @@ def one_by_one(model: Model, params: SamplingParams) -> torch.Tensor:
     """Proposition 6 for M = 2 with guidance, written as a script would: three forwards a step."""
     conditions = [expanded(model.encode_prompts([text]), params.num_images) for text in (*PROMPTS, "")]
     schedule = make_schedule(params, [model])
-    source = NoiseSource(params, sample_shape(params, model))
+    source = NoiseSource(params, model.sample_shape(model.card.width, model.card.height))
     z = source.draw() * float(schedule.sigmas[0])
     for index in range(STEPS):
         sigma, h, v = schedule.at(index)
@@ -60,7 +60,7 @@ def main() -> None:
         params = SamplingParams(steps=STEPS, guidance_scale=GUIDANCE, seed=1, num_images=images)
         # The same arithmetic by two routes, so that the times compare like with like.
         torch.testing.assert_close(sample(expression, params, models).z, one_by_one(model, params), rtol=0, atol=0.05)
-        z = NoiseSource(params, sample_shape(params, model)).draw().repeat(3, 1, 1, 1)
+        z = NoiseSource(params, model.sample_shape(model.card.width, model.card.height)).draw().repeat(3, 1, 1, 1)
         levels = torch.ones(len(z), dtype=torch.float64)
         condition = expanded(model.encode_prompts([""]), len(z))
 

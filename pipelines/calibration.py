@@ -7,12 +7,15 @@ import torch
 from torch import Tensor
 
 from pipelines.composition import Prompt
+from pipelines.errors import InvalidInputError
 from pipelines.kernel import DenoisingError, measure_denoising_error
 from pipelines.model import Condition, Model
 from pipelines.sampler import SamplingParams, collate, sample
 
 LEVELS: Final = 32
 _NAME: Final = "model"
+# Few enough for a large model at its native size on one accelerator.
+_FORWARD_ROWS: Final = 8
 
 
 def calibration_levels(model: Model) -> Tensor:
@@ -30,12 +33,16 @@ def calibrate_on_samples(model: Model, clean: Tensor, condition: Condition, seed
         condition: B rows.
         seed: Of the noise.
     """
-    return measure_denoising_error(
-        lambda z, sigma: model.denoised(z, sigma, condition),
-        clean,
-        calibration_levels(model),
-        torch.Generator().manual_seed(seed),
-    )
+
+    def denoised(z: Tensor, sigma: Tensor) -> Tensor:
+        parts = []
+        for i in range(0, len(z), _FORWARD_ROWS):
+            rows = slice(i, i + _FORWARD_ROWS)
+            parts.append(model.denoised(z[rows], sigma[rows], {key: value[rows] for key, value in condition.items()}))
+        return torch.cat(parts)
+
+    generator = torch.Generator().manual_seed(seed)
+    return measure_denoising_error(denoised, clean, calibration_levels(model), generator)
 
 
 def calibrate_on_own_samples(
@@ -46,10 +53,12 @@ def calibrate_on_own_samples(
     Drawn samples are a little easier to denoise than data, so the curve is a little low; it is still the model's own,
     where the Gaussian fallback knows nothing of it.
     """
+    if not prompts:
+        raise InvalidInputError("calibration needs at least one prompt; it may be empty", field=("prompts",))
     each = max(1, images // len(prompts))
     clean, conditions = [], []
     for i, prompt in enumerate(prompts):
         params = SamplingParams(steps=steps, guidance_scale=1.0, seed=seed + i * each, num_images=each)
-        clean.append(sample(Prompt(prompt, _NAME), params, {_NAME: model}).z)
+        clean.append(sample(Prompt(prompt, _NAME), params, {_NAME: model}, forward_rows=_FORWARD_ROWS).z)
         conditions.append((model.encode_prompts([prompt]), each))
     return calibrate_on_samples(model, torch.cat(clean), collate(conditions), seed)

@@ -9,13 +9,14 @@ A catalogue is a TOML file:
     device = "cuda:0"                # optional: the catalogue's own device otherwise
 """
 
+import importlib
+import json
 import threading
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, Final, Self
+from typing import Any, Final, NamedTuple, Self
 
 import torch
 
@@ -27,22 +28,25 @@ BUILTIN_FOLDER: Final = Path(__file__).parent / "builtin" / "models"
 BUILTIN_MODELS: Final = ("shapes", "shapes-round", "shapes-sharp")
 _DTYPES: Final = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
-Loader = Callable[[Path, torch.device, torch.dtype], Model]
+
+class Family(NamedTuple):
+    """A family: the module of its name in pipelines.families.
+
+    Attributes:
+        pipeline: The class in model_index.json by which a folder is known to be of it.
+        model: The class in the family's module; its ``load(folder, device, dtype)`` makes a model.
+    """
+
+    pipeline: str
+    model: str
 
 
-def _families() -> Mapping[str, tuple[str, Loader]]:
-    """Family → (pipeline class in model_index.json, loader). Imported late: diffusers takes seconds."""
-    from pipelines.families import stable_diffusion, unconditional
-
-    return MappingProxyType(
-        {
-            "stable_diffusion": (stable_diffusion.PIPELINE, stable_diffusion.StableDiffusion.load),
-            "unconditional": (unconditional.PIPELINE, unconditional.Unconditional.load),
-        }
-    )
-
-
-FAMILIES: Final = ("stable_diffusion", "unconditional")
+FAMILIES: Final = {
+    "stable_diffusion": Family("StableDiffusionPipeline", "StableDiffusion"),
+    "unconditional": Family("DDPMPipeline", "Unconditional"),
+}
+# Loading swaps process-wide state (torch's default type, how modules register parameters): one model at a time.
+_LOADING: Final = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +78,7 @@ class Entry:
         source = table.get("source")
         if not source:
             raise CatalogError(f"models.{name}.source: missing; name a folder or {BUILTIN_PREFIX}NAME")
-        for key, choices in (("family", FAMILIES), ("dtype", tuple(_DTYPES))):
+        for key, choices in (("family", tuple(FAMILIES)), ("dtype", tuple(_DTYPES))):
             if key in table and table[key] not in choices:
                 raise CatalogError(f"models.{name}.{key}: {table[key]!r} is unknown; allowed are {', '.join(choices)}")
         if "device" in table:
@@ -98,10 +102,9 @@ def _check_device(device: str, told_as: str) -> None:
 
 @dataclass(slots=True)
 class _Slot:
-    """Where one model is kept, and the lock under which it is loaded."""
+    """Where one model is kept."""
 
     entry: Entry
-    lock: threading.Lock = field(default_factory=threading.Lock)
     model: Model | None = None
 
 
@@ -132,6 +135,8 @@ class Catalog:
             raise CatalogError(f"{path}: no such catalogue") from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise CatalogError(f"{path.name}: not TOML: {error}") from error
+        except OSError as error:
+            raise CatalogError(f"{path}: cannot be read: {error.strerror}") from error
         models = data.get("models")
         if set(data) != {"models"} or not isinstance(models, dict) or not models:
             raise CatalogError(f"{path.name}: a catalogue holds [models.NAME] tables, at least one, and nothing else")
@@ -164,10 +169,11 @@ class Catalog:
     def get(self, name: str) -> Model:
         """The model, loaded now if it was not; :class:`ModelLoadError` where it cannot be."""
         slot = self._slot(name)
-        with slot.lock:
-            if slot.model is None:
-                slot.model = self._load(slot.entry)
-            return slot.model
+        if slot.model is None:
+            with _LOADING:
+                if slot.model is None:
+                    slot.model = self._load(slot.entry)
+        return slot.model
 
     def _slot(self, name: str) -> _Slot:
         try:
@@ -176,15 +182,43 @@ class Catalog:
             raise UnknownModelError(name, self.names) from None
 
     def _load(self, entry: Entry) -> Model:
-        from pipelines.families.folder import pipeline_class
+        family = entry.family or _family_of(entry)
+        # Imported when first needed: diffusers takes seconds.
+        module = importlib.import_module(f"pipelines.families.{family}")
+        device = torch.device(entry.device or self._device)
+        try:
+            model: Model = getattr(module, FAMILIES[family].model).load(entry.folder, device, _DTYPES[entry.dtype])
+        except ModelLoadError as error:
+            raise ModelLoadError(f"{entry.name}: {error}") from error
+        except Exception as error:
+            # Whatever else loading raises (a device that is not there, memory, a value that no family foresaw) is the
+            # operator's to mend, and never the fault of the request that happened to be first.
+            raise ModelLoadError(f"{entry.name}: cannot be loaded: {_first_line(error, entry.folder)}") from error
+        return model
 
-        families = _families()
-        if entry.family is not None:
-            _, load = families[entry.family]
-        else:
-            found = pipeline_class(entry.folder)
-            loaders = dict(families.values())
-            if found not in loaders:
-                raise ModelLoadError(f"{entry.name}: no family loads a {found}; known are {', '.join(loaders)}")
-            load = loaders[found]
-        return load(entry.folder, torch.device(entry.device or self._device), _DTYPES[entry.dtype])
+
+def _family_of(entry: Entry) -> str:
+    found = _pipeline_class(entry)
+    for name, family in FAMILIES.items():
+        if found == family.pipeline:
+            return name
+    known = ", ".join(family.pipeline for family in FAMILIES.values())
+    raise ModelLoadError(f"{entry.name}: no family loads a {found}; known are {known}")
+
+
+def _pipeline_class(entry: Entry) -> str:
+    """The ``_class_name`` in the folder's model_index.json."""
+    try:
+        return str(json.loads((entry.folder / "model_index.json").read_text())["_class_name"])
+    except OSError as error:
+        reason = "is missing" if isinstance(error, FileNotFoundError | NotADirectoryError) else error.strerror
+        raise ModelLoadError(
+            f"{entry.name}: its source must be a diffusers folder, but model_index.json there {reason}"
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelLoadError(f"{entry.name}: its model_index.json names no pipeline class") from error
+
+
+def _first_line(error: Exception, folder: Path) -> str:
+    """What an exception says, without where things lie on this machine."""
+    return (str(error).replace(str(folder), folder.name).strip() or type(error).__name__).splitlines()[0]

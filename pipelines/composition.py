@@ -79,8 +79,8 @@ class Average:
 
     def __post_init__(self) -> None:
         _check_terms(self.terms, self.weights)
-        if self.weights and not (min(self.weights) >= 0 and sum(self.weights) > 0):
-            detail = "the weights of an average must be ≥ 0 and not all 0"
+        if self.weights and not (min(self.weights) >= 0 and 0 < sum(self.weights) < math.inf):
+            detail = "the weights of an average must be ≥ 0 and not all 0, with a finite sum"
             raise InvalidInputError(detail, field=("components", 0, "weight"))
 
 

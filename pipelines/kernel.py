@@ -8,6 +8,7 @@ and the same (h, v) stand in the density ratio (see :mod:`pipelines.superpositio
 (σ_t, σ_s, m) → (h, v), where m = E|x_0 − x̂0|²/D is the model's denoising error at σ_t.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -109,8 +110,12 @@ class DenoisingError:
 
     def __post_init__(self) -> None:
         ascending = all(0 < a < b for a, b in zip(self.sigmas, self.sigmas[1:], strict=False))
-        if len(self.sigmas) < 2 or len(self.sigmas) != len(self.values) or not ascending or min(self.values) < 0:
-            detail = "a denoising-error curve needs two or more ascending positive levels with a value ≥ 0 for each"
+        finite = all(math.isfinite(number) for number in (*self.sigmas, *self.values))
+        matched = len(self.sigmas) == len(self.values) >= 2
+        if not (matched and ascending and finite and min(self.values) >= 0):
+            detail = (
+                "a denoising-error curve needs two or more ascending positive levels with a finite value ≥ 0 for each"
+            )
             raise InvalidInputError(detail, field=("calibration",))
 
     def __call__(self, sigma: Tensor) -> Tensor:

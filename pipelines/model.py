@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -64,7 +64,6 @@ class Card:
     calibrated: bool
 
 
-@runtime_checkable
 class Denoiser(Protocol):
     """The network as one function."""
 
@@ -82,7 +81,6 @@ class Denoiser(Protocol):
         ...
 
 
-@runtime_checkable
 class Conditioner(Protocol):
     """Prompts to conditions."""
 
@@ -91,7 +89,6 @@ class Conditioner(Protocol):
         ...
 
 
-@runtime_checkable
 class Codec(Protocol):
     """Samples to pictures and back."""
 
@@ -112,7 +109,6 @@ class Codec(Protocol):
         ...
 
 
-@runtime_checkable
 class Model(Denoiser, Conditioner, Codec, Protocol):
     """A loaded model."""
 

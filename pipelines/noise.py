@@ -44,6 +44,22 @@ def linear_sigmas(steps: int, sigma_min: float, sigma_max: float) -> Tensor:
     return _with_zero(torch.linspace(sigma_max, sigma_min, steps, dtype=torch.float64))
 
 
+def logarithmic_sigmas(steps: int, sigma_min: float, sigma_max: float) -> Tensor:
+    """Levels equally spaced in log σ from σ_max down to σ_min, then 0; (N + 1,) float64."""
+    _check_range(steps, sigma_min, sigma_max)
+    levels = torch.linspace(math.log(sigma_max), math.log(sigma_min), steps, dtype=torch.float64)
+    return _with_zero(levels.exp())
+
+
+def timestep_sigmas(steps: int, table: "NoiseTable") -> Tensor:
+    """The levels of N timesteps equally spaced over a model's table, last to first, then 0; (N + 1,) float64.
+
+    The grid of a scheduler config with diffusers' timestep_spacing "linspace".
+    """
+    last = float(table.timestep(torch.tensor(table.sigma_max, dtype=torch.float64)))
+    return _with_zero(table.sigma(torch.linspace(last, 0, steps, dtype=torch.float64)))
+
+
 def flow_time(sigma: Tensor) -> Tensor:
     """t = σ / (1 + σ): the time of a flow-matching path x_t = (1 − t) x_0 + t ε at noise level σ."""
     return sigma / (1 + sigma)
@@ -84,8 +100,9 @@ class NoiseTable:
         return low + (wanted - logs[low]) / (logs[low + 1] - logs[low])
 
     def sigma(self, timestep: Tensor) -> Tensor:
-        """The level of a fractional timestep in [0, T − 1]; the inverse of :meth:`timestep`."""
-        logs = self.sigmas.log().to(timestep.device)
+        """The level of a fractional timestep; the inverse of :meth:`timestep`, held at the finite table's ends."""
+        logs = self.sigmas[torch.isfinite(self.sigmas)].log().to(timestep.device)
+        timestep = timestep.clamp(0, len(logs) - 1)
         low = timestep.long().clamp(0, len(logs) - 2)
         return torch.lerp(logs[low], logs[low + 1], timestep.to(logs) - low).exp()
 

@@ -8,6 +8,7 @@ plain loop over one.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from typing import Final
 
 import torch
@@ -18,11 +19,22 @@ from pipelines.composition import And, Average, Expression, Or, Product, Prompt,
 from pipelines.errors import IncompatibleModelsError, InvalidInputError, NonFiniteError
 from pipelines.kernel import Kernel, transitions
 from pipelines.model import Condition, Model
-from pipelines.noise import karras_sigmas
+from pipelines.noise import karras_sigmas, linear_sigmas, logarithmic_sigmas
 from pipelines.superposition import Operator, Rule, Step, superpose
 
 SEED_LIMIT: Final = 2**53
 MAX_STEPS: Final = 1000
+
+
+class Grid(StrEnum):
+    """How the noise levels are spaced."""
+
+    KARRAS = "karras"
+    LINEAR = "linear"
+    LOGARITHMIC = "logarithmic"
+
+
+_GRIDS: Final = {Grid.KARRAS: karras_sigmas, Grid.LINEAR: linear_sigmas, Grid.LOGARITHMIC: logarithmic_sigmas}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +49,7 @@ class SamplingParams:
         width: Of the pictures, in pixels; None for the first model's native size.
         height: Likewise.
         kernel: Which transition kernel.
+        grid: How the noise levels are spaced.
         negative_prompt: What guidance leads away from; empty for the unconditional branch.
     """
 
@@ -47,6 +60,7 @@ class SamplingParams:
     width: int | None = None
     height: int | None = None
     kernel: Kernel = Kernel.CALIBRATED
+    grid: Grid = Grid.KARRAS
     negative_prompt: str = ""
 
     def __post_init__(self) -> None:
@@ -56,6 +70,9 @@ class SamplingParams:
             raise InvalidInputError(f"seed must be 0 to {SEED_LIMIT - 1}, got {self.seed}", field=("seed",))
         if self.num_images < 1:
             raise InvalidInputError(f"num_images must be at least 1, got {self.num_images}", field=("num_images",))
+        if not math.isfinite(self.guidance_scale):
+            detail = f"guidance_scale must be finite, got {self.guidance_scale}"
+            raise InvalidInputError(detail, field=("guidance_scale",))
 
 
 def image_seed(seed: int, index: int) -> int:
@@ -65,11 +82,19 @@ def image_seed(seed: int, index: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """The σ grid and the kernel's (h, v) of every step; float64, on the CPU."""
+    """A request's course; float64, on the CPU.
+
+    Attributes:
+        sigmas: (N + 1,) the grid.
+        h: (N,) the kernel's step.
+        v: (N,) its variance.
+        lift_share: (N,) how much of AND's lifts each step takes; sums to 1, or 0 where no step adds noise.
+    """
 
     sigmas: Tensor
     h: Tensor
     v: Tensor
+    lift_share: Tensor
 
     @property
     def steps(self) -> int:
@@ -79,6 +104,11 @@ class Schedule:
     def at(self, index: int) -> tuple[float, float, float]:
         """(σ_t, h, v) of a step."""
         return float(self.sigmas[index]), float(self.h[index]), float(self.v[index])
+
+    @property
+    def estimates(self) -> bool:
+        """Whether any step adds noise, so that densities are estimated at all."""
+        return bool((self.v > 0).any())
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +139,7 @@ class SamplerState:
         layout: The networks asked.
         conditions: One condition of one row for each of the layout's rows.
         rule: B rows.
+        lifted: Whether the rule's numbers are AND's lifts, of which every step takes a share.
     """
 
     z: Tensor
@@ -121,6 +152,7 @@ class SamplerState:
     layout: Layout
     conditions: tuple[Condition, ...]
     rule: Rule = field(repr=False)
+    lifted: bool = False
 
     @property
     def done(self) -> bool:
@@ -149,7 +181,7 @@ def lay_out(expression: Expression, params: SamplingParams) -> tuple[Layout, lis
 
 
 def rule_of(expression: Expression, branches: Sequence[int], params: SamplingParams, images: int) -> Rule:
-    """The superposition rule of a request, one line an image."""
+    """The superposition rule of a request, one line an image; AND's numbers are the whole lifts."""
     terms = leaves(expression)
     count = len(terms)
     temperature = 1.0
@@ -158,9 +190,7 @@ def rule_of(expression: Expression, branches: Sequence[int], params: SamplingPar
         case Or(temperature=t, biases=biases):
             operator, numbers, temperature = Operator.OR, biases or [0.0] * count, t
         case And(lifts=lifts):
-            # The last step adds no noise and changes no density, so the others share the lift.
-            noisy = max(1, params.steps - 1)
-            operator, numbers = Operator.AND, [lift / noisy for lift in lifts or [0.0] * count]
+            operator, numbers = Operator.AND, lifts or [0.0] * count
         case Average(weights=weights):
             total = sum(weights) if weights else count
             operator, numbers = Operator.AVERAGE, [w / total for w in weights or [1.0] * count]
@@ -183,12 +213,32 @@ def rule_of(expression: Expression, branches: Sequence[int], params: SamplingPar
 
 
 def make_schedule(params: SamplingParams, models: Sequence[Model]) -> Schedule:
-    """Karras's grid over the noise levels that all models know, with the mean of their denoising errors."""
+    """The grid over the noise levels that all models know, with the mean of their denoising errors.
+
+    Args:
+        params: How to sample.
+        models: The model of each component: one that carries two components counts twice in the mean.
+    """
     low = max(model.card.sigma_min for model in models)
     high = min(model.card.sigma_max for model in models)
-    sigmas = karras_sigmas(params.steps, low, high)
+    sigmas = _GRIDS[params.grid](params.steps, low, high)
     error = torch.stack([model.card.error(sigmas[:-1]) for model in models]).mean(0)
-    return Schedule(sigmas, *transitions(params.kernel, sigmas, error))
+    h, v = transitions(params.kernel, sigmas, error)
+    return Schedule(sigmas, h, v, _lift_share(sigmas[:-1], h, v, error))
+
+
+def _lift_share(sigma: Tensor, h: Tensor, v: Tensor, error: Tensor) -> Tensor:
+    """How to share a lift among the steps: where components differ most against the noise, it costs least.
+
+    A lift L of one step moves the sample by v L/|D|, which the noise makes v L²/(2|D|²) nats unlikely; so the costs'
+    sum is least for L ∝ |D|²/v, D = h (x̂0_1 − x̂0_2)/σ². Before sampling, |x̂0_1 − x̂0_2|² is known only in kind: it
+    vanishes with what the model does not know yet, m(σ), and with what it knows already, σ_d² − m(σ).
+    """
+    differing = error * (error.max() - error).clamp(min=0)
+    share = torch.where(v > 0, h**2 / (sigma**4 * v.clamp(min=torch.finfo(v.dtype).tiny)) * differing, 0.0)
+    noisy = (v > 0).to(v)
+    share = torch.where(share.sum() > 0, share, noisy)
+    return share / share.sum().clamp(min=torch.finfo(v.dtype).tiny)
 
 
 def check(expression: Expression, params: SamplingParams, models: Mapping[str, Model]) -> None:
@@ -196,23 +246,43 @@ def check(expression: Expression, params: SamplingParams, models: Mapping[str, M
     without noise, a size that a model does not have.
     """
     terms = leaves(expression)
-    spaces = {term.model: models[term.model].card.space for term in terms}
+    named = {term.model: models[term.model] for term in terms}
+    spaces = {name: model.card.space for name, model in named.items()}
     if len(set(spaces.values())) > 1:
         raise IncompatibleModelsError({name: str(space) for name, space in spaces.items()})
+    if max(m.card.sigma_min for m in named.values()) >= min(m.card.sigma_max for m in named.values()):
+        ranges = {name: f"σ {m.card.sigma_min:.3g}–{m.card.sigma_max:.3g}" for name, m in named.items()}
+        raise IncompatibleModelsError(ranges)
     for i, term in enumerate(terms):
         if term.text and not models[term.model].card.takes_prompts:
             detail = f"the model {term.model!r} takes no prompts; leave it empty"
             raise InvalidInputError(detail, field=("components", i, "prompt"))
+        if params.negative_prompt and not models[term.model].card.takes_prompts:
+            detail = f"the model {term.model!r} takes no prompts, so there is nothing to lead away from"
+            raise InvalidInputError(detail, field=("negative_prompt",))
     if params.kernel is Kernel.DETERMINISTIC and isinstance(expression, Or | And) and len(terms) > 1:
         allowed = ", ".join(kernel for kernel in Kernel if kernel is not Kernel.DETERMINISTIC)
         detail = f"the deterministic kernel has no density to weigh components by; allowed are {allowed}"
         raise InvalidInputError(detail, field=("kernel",))
-    sample_shape(params, models[terms[0].model])
+    sample_shape(expression, params, models)
 
 
-def sample_shape(params: SamplingParams, model: Model) -> tuple[int, ...]:
-    """The shape of one sample of a request."""
-    return model.sample_shape(params.width or model.card.width, params.height or model.card.height)
+def sample_shape(expression: Expression, params: SamplingParams, models: Mapping[str, Model]) -> tuple[int, ...]:
+    """The shape of one sample of a request: every model must have the size; the first one's is the default."""
+    width, height = picture_size(expression, params, models)
+    shapes = {leaf.model: models[leaf.model].sample_shape(width, height) for leaf in leaves(expression)}
+    if len(set(shapes.values())) > 1:
+        raise IncompatibleModelsError({name: f"samples of shape {shape}" for name, shape in shapes.items()})
+    return next(iter(shapes.values()))
+
+
+def picture_size(expression: Expression, params: SamplingParams, models: Mapping[str, Model]) -> tuple[int, int]:
+    """(width, height) of a request's pictures, in pixels."""
+    card = models[leaves(expression)[0].model].card
+    return (
+        card.width if params.width is None else params.width,
+        card.height if params.height is None else params.height,
+    )
 
 
 class NoiseSource:
@@ -226,7 +296,7 @@ class NoiseSource:
 
     def draw(self) -> Tensor:
         """The next (B, …) standard normal numbers, on the CPU."""
-        return torch.stack([torch.randn(self._shape, generator=g) for g in self._generators])
+        return torch.stack([torch.randn(self._shape, generator=g, dtype=torch.float32) for g in self._generators])
 
 
 def prepare(
@@ -241,14 +311,13 @@ def prepare(
     Args:
         expression: What to compose.
         params: How.
-        models: The loaded models by name; at least those that the expression names.
+        models: The loaded models by name; those that the expression names must have passed :func:`check`.
         noise: (B, …) the first draw.
         encode: Gives the condition of a row; for a cache in between. The default asks the row's model.
     """
-    check(expression, params, models)
     layout, branches = lay_out(expression, params)
     rule = rule_of(expression, branches, params, len(noise))
-    schedule = make_schedule(params, [models[name] for name in dict.fromkeys(row.model for row in layout.rows)])
+    schedule = make_schedule(params, [models[leaf.model] for leaf in leaves(expression)])
     sigma_max = float(schedule.sigmas[0])
     device = models[layout.rows[0].model].device
     zeros = torch.zeros(len(noise), rule.components, dtype=torch.float64, device=device)
@@ -265,6 +334,7 @@ def prepare(
         layout=layout,
         conditions=tuple((encode or _encoder(models))(row) for row in layout.rows),
         rule=rule.to(device),
+        lifted=isinstance(expression, And),
     )
 
 
@@ -295,9 +365,12 @@ def evaluate(
         sizes = [len(states[i].z) for i, _ in places]
         z = torch.cat([states[i].z for i, _ in places])
         levels = [float(states[i].schedule.sigmas[states[i].index]) for i, _ in places]
-        sigma = torch.tensor(levels, dtype=torch.float64).repeat_interleave(torch.tensor(sizes)).to(z.device)
+        sigma = torch.tensor(levels, dtype=torch.float64).repeat_interleave(torch.tensor(sizes))
         condition = collate([(states[i].conditions[j], size) for (i, j), size in zip(places, sizes, strict=True)])
-        outputs = _forward(models[name], z, sigma, condition, forward_rows or len(z)).split(sizes)
+        # A model computes where it lies; the samples lie with the first model of their expression.
+        device = models[name].device
+        computed = _forward(models[name], z.to(device), sigma.to(device), condition, forward_rows or len(z))
+        outputs = computed.to(z.device).split(sizes)
         for (i, j), output in zip(places, outputs, strict=True):
             answers[i][j] = output
     return [
@@ -337,7 +410,7 @@ def step(states: Sequence[SamplerState], denoised: Sequence[Tensor], noise: Sequ
     """
     sizes = [len(state.z) for state in states]
     device = states[0].z.device
-    rule = Rule.join([state.rule for state in states])
+    rule = Rule.join([_rule_now(state) for state in states])
     m, p = rule.components, rule.unconditionals
     course = torch.tensor([state.schedule.at(state.index) for state in states], dtype=torch.float64)
     sigma, h, v = course.repeat_interleave(torch.tensor(sizes), dim=0).to(device).unbind(1)
@@ -355,6 +428,13 @@ def step(states: Sequence[SamplerState], denoised: Sequence[Tensor], noise: Sequ
         _moved(state, Step(*parts))
         for state, *parts in zip(states, *(part.split(sizes) for part in taken), strict=True)
     ]
+
+
+def _rule_now(state: SamplerState) -> Rule:
+    """The state's rule for its next step: of AND's lifts, this step's share."""
+    if not state.lifted:
+        return state.rule
+    return replace(state.rule, numbers=state.rule.numbers * float(state.schedule.lift_share[state.index]))
 
 
 def _moved(state: SamplerState, taken: Step) -> SamplerState:
@@ -400,7 +480,8 @@ class Samples:
 
     Attributes:
         z: (B, …) clean samples.
-        log_density: (B, M) float64, log q_i of each image at the grid's smallest σ, in nats.
+        log_density: (B, M) float64, log q_i of each image at the grid's smallest σ, in nats; NaN where no step added
+            noise (the deterministic kernel, or a single step), since nothing was estimated then.
         mean_weights: (B, M) float64, the mean κ over all steps.
         clamp_rate: (B,) float64, the share of steps at which AND's weights were held back.
     """
@@ -419,11 +500,16 @@ def finish(state: SamplerState) -> Samples:
     if not bool(torch.isfinite(state.z).all()):
         detail = "the sample overflowed; a lower guidance scale, smaller weights or more steps may help"
         raise NonFiniteError(detail)
-    return Samples(state.z, state.log_q, state.mean_weights, state.clamped / state.index)
+    log_density = state.log_q if state.schedule.estimates else torch.full_like(state.log_q, torch.nan)
+    return Samples(state.z, log_density, state.mean_weights, state.clamped / state.index)
 
 
 def sample(
-    expression: Expression, params: SamplingParams, models: Mapping[str, Model], progress: Progress | None = None
+    expression: Expression,
+    params: SamplingParams,
+    models: Mapping[str, Model],
+    progress: Progress | None = None,
+    forward_rows: int | None = None,
 ) -> Samples:
     """Sample one request from start to end: the plain reference loop.
 
@@ -432,14 +518,15 @@ def sample(
         params: How.
         models: The loaded models by name.
         progress: Called with the state after every step.
+        forward_rows: How many rows one forward may take; None for no bound.
     """
     check(expression, params, models)
-    source = NoiseSource(params, sample_shape(params, models[leaves(expression)[0].model]))
+    source = NoiseSource(params, sample_shape(expression, params, models))
     state = prepare(expression, params, models, source.draw())
     while not state.done:
         # The last step adds no noise, so none is drawn for it.
         noise = source.draw() if state.index < state.schedule.steps - 1 else torch.zeros_like(state.z)
-        (state,) = step([state], evaluate([state], models), [noise])
+        (state,) = step([state], evaluate([state], models, forward_rows), [noise])
         if progress is not None:
             progress(state)
     return finish(state)

@@ -40,11 +40,17 @@ from torch import Tensor
 # to hold float64's rounding down where they do not.
 _RIDGE: Final = 1e-9
 # Components that differ by fewer units in the last place of the offsets are one component: what is left between them is
-# the network's own rounding, which depends on the company in its batch, and weights must not follow it.
+# the rounding of a float32 network, which depends on the company in its batch, and weights must not follow it.
 _ULPS: Final = 100
 _REFINEMENTS: Final = 2
-# How far AND may move to balance, in multiples of what the components, guidance and noise of the step span together.
-_REACH: Final = 10.0
+# How far AND may move to balance, in multiples of what the step spans: the components' differences, the guidance, and
+# one standard deviation of the noise for each component.
+_REACH: Final = 5.0
+# How far a lift may move the sample in one step, in standard deviations of the noise: each costs its square's half in
+# nats, so that a lift between components that hardly differ cannot drive the sample out of both.
+_LIFT_REACH: Final = 1.5
+# A lift counts as given up where this share of it cannot be had.
+_LOST_LIFT: Final = 1e-3
 
 
 class Operator(IntEnum):
@@ -102,7 +108,7 @@ class Rule:
 
     def to(self, device: torch.device | str) -> Self:
         """The same rules on a device."""
-        return type(self)(*(t.to(device, non_blocking=True) for t in self.tensors()))
+        return type(self)(*(t.to(device) for t in self.tensors()))
 
     @classmethod
     def join(cls, rules: "list[Self]") -> Self:
@@ -185,7 +191,9 @@ def _weights(gram: Tensor, log_q: Tensor, v: Tensor, rule: Rule, epsilon: float)
     """κ, (B, M); the coefficients of d over the rows, (B, M + P + 2); whether κ was held back, (B,)."""
     operator, guidance = rule.operator.unsqueeze(1), rule.guidance.unsqueeze(1)
     equal = rule.active.double() / rule.active.sum(1, keepdim=True)
-    tempered = (rule.temperature.unsqueeze(1) * log_q + rule.numbers).masked_fill(~rule.active, -torch.inf)
+    likeliest = log_q.masked_fill(~rule.active, -torch.inf).amax(1, keepdim=True)
+    tempered = rule.temperature.unsqueeze(1) * (log_q - likeliest) + rule.numbers
+    tempered = tempered.masked_fill(~rule.active, -torch.inf)
     weights = torch.where(operator == Operator.OR, tempered.softmax(1), rule.numbers)
     balanced, clamped = _balanced(gram, equal, v, rule, epsilon)
     weights = torch.where(operator == Operator.AND, balanced, weights)
@@ -207,38 +215,49 @@ def _balanced(gram: Tensor, equal: Tensor, v: Tensor, rule: Rule, epsilon: float
     there, so that equal components get equal weights; iterated, its bias elsewhere falls to (ridge/eigenvalue)³.
     ``epsilon`` is the relative precision of the rows that the Gram matrix was made of.
 
-    Three or more components that lie almost on a line have no point at equal distance but far away. There the move
-    w Σ x_j C_j is cut to a multiple of what the step's rows span, and the increments are no longer equal.
+    Three or more components that lie almost on a line have no point at equal distance but far away, and a lift between
+    components that hardly differ needs a long way too. There the move w Σ x_j C_j is cut to a multiple of what the step
+    spans, and the increments are no longer equal. A lift between components that do not differ at all is given up.
     """
     m, p = rule.components, rule.unconditionals
     inner = gram[:, :m, :m]
     mean_branch = torch.einsum("bm,bmp->bp", equal, rule.branch)
     unconditional = torch.einsum("bmp,bp->bm", gram[:, :m, m : m + p], mean_branch)
     squares = inner.diagonal(dim1=1, dim2=2)
-    wanted = squares / 2 + v.unsqueeze(1) * rule.numbers
-    wanted = wanted + (rule.guidance.unsqueeze(1) - 1) * unconditional - gram[:, :m, m + p]
-    centred = (wanted - (wanted * equal).sum(1, keepdim=True)) * rule.active
+    wanted = squares / 2 + (rule.guidance.unsqueeze(1) - 1) * unconditional - gram[:, :m, m + p]
     trace = squares.sum(1)
     ridge = _RIDGE * trace + (_ULPS * epsilon) ** 2 * gram[:, -1, -1] + torch.finfo(gram.dtype).tiny
     along_ones = (trace + ridge)[:, None, None] * equal.unsqueeze(2) * rule.active.unsqueeze(1)
     diagonal = torch.where(rule.active, ridge.unsqueeze(1), 1.0)
     system = inner + along_ones
     factor, _ = torch.linalg.cholesky_ex(system + torch.diag_embed(diagonal))
-    wanted = centred.unsqueeze(2)
-    solution = torch.cholesky_solve(wanted, factor)
+
+    def centred(values: Tensor) -> Tensor:
+        return ((values - (values * equal).sum(1, keepdim=True)) * rule.active).unsqueeze(2)
+
+    lift = centred(v.unsqueeze(1) * rule.numbers)
+    # The part of the lift that lies where components differ, G (G + ridge)⁻¹ L, refined once.
+    held = inner @ torch.cholesky_solve(lift, factor)
+    held = held + inner @ torch.cholesky_solve(lift - held, factor)
+    lost = (lift - held).square().sum((1, 2)) > _LOST_LIFT**2 * lift.square().sum((1, 2))
+    # Two columns, w x of the balance and w x of the lift: each is a move Σ_j (w x_j) C_j with a reach of its own.
+    target = torch.cat([centred(wanted), held], dim=2)
+    solution = torch.cholesky_solve(target, factor)
     for _ in range(_REFINEMENTS):
-        solution = solution + torch.cholesky_solve(wanted - system @ solution, factor)
-    solution = solution.squeeze(2)
-    # ``solution`` is w x: the move itself. Guidance 0 follows the unconditional branch whatever κ is: no weights can
-    # balance it, so they stay equal.
-    move = torch.einsum("bi,bij,bj->b", solution, inner, solution)
+        solution = solution + torch.cholesky_solve(target - system @ solution, factor)
+    # In float32 the C_i sum to zero only up to rounding, and along 1 the system tells nothing else.
+    solution = solution - solution.sum(1, keepdim=True) * equal.unsqueeze(2)
+    moves = torch.einsum("bik,bij,bjk->bk", solution, inner, solution)
     branch = torch.einsum("bp,bpq,bq->b", mean_branch, gram[:, m : m + p, m : m + p], mean_branch)
     guidance = rule.guidance
-    span = guidance**2 * trace + (1 - guidance) ** 2 * branch + gram[:, m + p, m + p]
-    clamped = move > _REACH**2 * span
-    shrink = torch.where(clamped, _REACH * (span / move.clamp(min=torch.finfo(move.dtype).tiny)).sqrt(), 1.0)
-    scale = torch.where(guidance != 0, shrink / torch.where(guidance != 0, guidance, 1.0), 0.0)
-    return equal + solution * scale.unsqueeze(1), clamped
+    span = guidance**2 * trace + (1 - guidance) ** 2 * branch + v * rule.active.sum(1)
+    reach = torch.stack([_REACH**2 * span, _LIFT_REACH**2 * v], dim=1)
+    too_far = moves > reach
+    shrink = torch.where(too_far, (reach / moves.clamp(min=torch.finfo(moves.dtype).tiny)).sqrt(), 1.0)
+    # Guidance 0 follows the unconditional branch whatever κ is: no weights can balance it, so they stay equal.
+    steers = guidance != 0
+    scale = torch.where(steers.unsqueeze(1), shrink / torch.where(steers, guidance, 1.0).unsqueeze(1), 0.0)
+    return equal + torch.einsum("bmk,bk->bm", solution, scale), too_far.any(1) | lost
 
 
 def _increments(gram: Tensor, coefficients: Tensor, h: Tensor, v: Tensor, rule: Rule, dimension: int) -> Tensor:

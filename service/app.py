@@ -23,6 +23,7 @@ from service.services import Services
 from service.settings import Settings
 
 _LOG: Final = logging.getLogger(__name__)
+_FORGET_EVERY_S: Final = 10.0
 _DESCRIPTION: Final = (
     "Compose pretrained diffusion models: OR, AND over prompts and models by superposition, "
     "reweighted by the Itô density estimator (Skreta et al., ICLR 2025)."
@@ -46,15 +47,17 @@ def create_app(
         catalog = Catalog.read(read, settings.device) if read else Catalog.builtin(settings.device)
     if engine is None:
         engine = build_engine(settings, catalog)
-    services = Services(settings, catalog, engine, Registry(settings.keep_s, settings.keep_jobs))
+    services = Services(settings, catalog, engine, Registry(settings.keep_s, settings.keep_bytes))
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         engine.start()
-        loading = asyncio.create_task(_load(services))
+        background = [asyncio.create_task(_load(services)), asyncio.create_task(_forget(services.registry))]
         yield
-        loading.cancel()
+        for task in background:
+            task.cancel()
         await asyncio.to_thread(engine.stop, settings.grace_s)
+        services.loader.shutdown(wait=False, cancel_futures=True)
 
     app = FastAPI(
         title="superdiff-serve", version=version("superdiff-serve"), description=_DESCRIPTION, lifespan=lifespan
@@ -77,7 +80,9 @@ def build_engine(settings: Settings, catalog: Catalog) -> Engine:
         running_rows=settings.running_rows,
         ageing_s=settings.ageing_s,
     )
-    executor = Executor(catalog, forward_rows=settings.forward_rows, metrics=metrics)
+    executor = Executor(
+        catalog, forward_rows=settings.forward_rows, decode_images=settings.decode_images, metrics=metrics
+    )
     return Engine(executor, limits, decode_images=settings.decode_images, metrics=metrics)
 
 
@@ -86,8 +91,17 @@ async def _load(services: Services) -> None:
     if services.settings.preload:
         for name in services.catalog.names:
             try:
-                await asyncio.to_thread(services.catalog.get, name)
+                await services.load(name)
                 _LOG.info("loaded %s", name)
             except PipelineError as error:
                 _LOG.error("%s", error)
+            except Exception:
+                _LOG.exception("%s cannot be loaded", name)
     services.ready.set()
+
+
+async def _forget(registry: Registry) -> None:
+    """Drop finished jobs as their time comes, also when nobody asks."""
+    while True:
+        await asyncio.sleep(_FORGET_EVERY_S)
+        registry.forget()

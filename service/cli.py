@@ -1,13 +1,15 @@
 """The command ``superdiff``: serve, compose, models, calibrate."""
 
+import asyncio
 import contextlib
-import threading
+import logging
+import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import FrameType
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import typer
+from pydantic import ValidationError
 
 from pipelines.catalog import Catalog
 from pipelines.composition import And, Average, Expression, Or, Product, Prompt, leaves
@@ -19,6 +21,7 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="Compose pretrained diffusion models by superposition."
 )
 
+_LAST_ANSWERS_S: Final = 5
 _OPERATORS: Final = {"or": Or, "and": And, "average": Average, "product": Product}
 
 CatalogOption = Annotated[Path | None, typer.Option("--catalog", help="Catalogue file; none for the builtin models.")]
@@ -39,22 +42,27 @@ def serve(
     from service.services import Services
 
     given = {"host": host, "port": port, "catalog": catalog, "device": device}
-    settings = Settings(**{key: value for key, value in given.items() if value is not None})  # type: ignore[arg-type]
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
     with _told():
+        settings = _settings(**{key: value for key, value in given.items() if value is not None})
         application = create_app(settings)
-    config = uvicorn.Config(
-        application, host=settings.host, port=settings.port, timeout_graceful_shutdown=int(settings.grace_s)
-    )
     services: Services = application.state.services
 
     class Server(uvicorn.Server):
-        """Drains the engine as soon as the signal comes: waiting jobs are turned away, running ones finish."""
+        """Stops the engine before it stops listening.
 
-        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-            # Not in the signal handler itself: it may have interrupted a holder of the engine's lock.
-            threading.Thread(target=services.engine.drain).start()
-            super().handle_exit(sig, frame)
+        Until running jobs are done, new requests are answered that the service is shutting down, and answers and events
+        go out as ever; what is left to write then takes a moment.
+        """
 
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            await asyncio.to_thread(services.engine.stop, settings.grace_s)
+            await super().shutdown(sockets)
+
+    config = uvicorn.Config(
+        application, host=settings.host, port=settings.port, timeout_graceful_shutdown=_LAST_ANSWERS_S
+    )
     Server(config).run()
 
 
@@ -174,8 +182,20 @@ def _term(text: str, names: Sequence[str]) -> Prompt:
 
 
 def _catalog(path: Path | None, device: str | None) -> Catalog:
-    path = path or Settings().catalog
+    settings = _settings()
+    path, device = path or settings.catalog, device or settings.device
     return Catalog.read(path, device) if path else Catalog.builtin(device)
+
+
+def _settings(**given: Any) -> Settings:
+    """The settings, with what the command line gave; what makes no sense is told by its name."""
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"]))
+        told = f"SUPERDIFF_{name.upper()}: {first['msg']}, got {first['input']!r}"
+        raise InvalidInputError(told, field=(name,)) from error
 
 
 @contextlib.contextmanager

@@ -91,13 +91,20 @@ def _response(document: Problem, headers: Mapping[str, str] | None = None) -> JS
     return JSONResponse(document.model_dump(exclude_none=True), status, {**retry, **(headers or {})}, MEDIA_TYPE)
 
 
-def describe(error: Exception, instance: str) -> Problem:
-    """The problem document of an exception; one that is not in the table keeps its inside to itself."""
+def describe(error: Exception, instance: str, reference: str | None = None) -> Problem:
+    """The problem document of an exception; one that is not in the table keeps its inside to itself.
+
+    Args:
+        error: What was raised.
+        instance: The path that it concerns.
+        reference: Under what the log holds its inside already; None to log it now under a new request id.
+    """
     status = next((STATUS[kind] for kind in type(error).__mro__ if kind in STATUS), None)
     if status is None:
-        request_id = uuid.uuid4().hex
-        _LOG.error("request %s failed", request_id, exc_info=error)
-        detail = f"The service failed at this request. Tell its operator the request id {request_id}."
+        if reference is None:
+            reference = f"request id {uuid.uuid4().hex}"
+            _LOG.error("%s failed", reference, exc_info=error)
+        detail = f"The service failed at this request. Tell its operator the {reference}."
         status = HTTPStatus.INTERNAL_SERVER_ERROR
         return Problem(title=status.phrase, status=status, detail=detail, instance=instance)
     document = Problem(title=status.phrase, status=status, detail=str(error), instance=instance)
@@ -135,6 +142,8 @@ def install(app: FastAPI) -> None:
 def _refusal(request: Request, error: RequestValidationError) -> JSONResponse:
     """400 for a body that is not JSON, 415 for one that does not say it is, else 422 with every field at fault."""
     faults = error.errors()
+    if error.body is None and [fault["loc"] for fault in faults] == [("body",)]:
+        return problem(request, HTTPStatus.BAD_REQUEST, "the body is empty; it must be JSON")
     if any(fault["type"] == "json_invalid" for fault in faults):
         reason = faults[0].get("ctx", {}).get("error", "")
         return problem(request, HTTPStatus.BAD_REQUEST, f"the body is not JSON: {reason}")
@@ -147,8 +156,9 @@ def _refusal(request: Request, error: RequestValidationError) -> JSONResponse:
 
 
 def _path(fault: Mapping[str, Any]) -> list[str | int]:
-    """Where the fault lies inside the body: pydantic's location less its first word, "body"."""
-    return list(fault["loc"][1:])
+    """Where the fault lies: inside the body without a word before it, elsewhere after "header", "path" or "query"."""
+    where, *path = fault["loc"]
+    return path if where == "body" else [where, *path]
 
 
 def _told(fault: Mapping[str, Any]) -> str:

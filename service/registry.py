@@ -2,7 +2,6 @@
 
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -23,47 +22,55 @@ class Record:
 
 
 class Registry:
-    """Id → record. Finished jobs are kept for a time and in a number; those that are not over are never forgotten.
+    """Id → record. Finished jobs are kept for a time and up to a size; those that are not over are never forgotten.
 
     An id cannot be guessed, so whoever knows it may ask for the job and cancel it; only lists are by caller.
 
     Args:
         keep_s: How long a finished job can be asked for.
-        keep_jobs: How many finished jobs can.
+        keep_bytes: How much finished jobs may hold, all together; the longest finished go first.
         clock: The monotonic clock.
     """
 
     def __init__(
-        self, keep_s: float = 600.0, keep_jobs: int = 256, clock: Callable[[], float] = time.monotonic
+        self, keep_s: float = 600.0, keep_bytes: int = 512 << 20, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._keep_s, self._keep_jobs, self._clock = keep_s, keep_jobs, clock
+        self._keep_s, self._keep_bytes, self._clock = keep_s, keep_bytes, clock
         self._lock = threading.Lock()
-        self._records: OrderedDict[str, Record] = OrderedDict()
+        self._records: dict[str, Record] = {}
 
     def add(self, record: Record) -> None:
         """Remember a job."""
         with self._lock:
             self._records[record.job.id] = record
-            self._forget()
+        self.forget()
 
     def get(self, job_id: str) -> Record:
         """The record of an id; :class:`UnknownJobError` where there is none."""
+        self.forget()
         with self._lock:
-            self._forget()
             record = self._records.get(job_id)
         if record is None:
             raise UnknownJobError(f"no job {job_id!r}; finished jobs are kept for {self._keep_s:g} s")
         return record
 
+    def discard(self, job: Job) -> None:
+        """Forget a job whose answer has been delivered."""
+        with self._lock:
+            self._records.pop(job.id, None)
+
     def of(self, caller: str) -> list[Record]:
         """The caller's jobs, newest first."""
+        self.forget()
         with self._lock:
-            self._forget()
             return [record for record in reversed(self._records.values()) if record.job.caller == caller]
 
-    def _forget(self) -> None:
-        over = [record.job for record in self._records.values() if record.job.over]
-        surplus = len(over) - self._keep_jobs
-        for i, job in enumerate(over):
-            if i < surplus or job.ended + self._keep_s < self._clock():
-                del self._records[job.id]
+    def forget(self) -> None:
+        """Drop the finished jobs that are too old, and the longest finished where all together are too large."""
+        with self._lock:
+            over = sorted((r.job for r in self._records.values() if r.job.over), key=lambda job: job.ended)
+            held = sum(job.size for job in over)
+            for job in over:
+                if held > self._keep_bytes or job.ended + self._keep_s < self._clock():
+                    held -= job.size
+                    del self._records[job.id]

@@ -1,6 +1,5 @@
 """What goes over the wire, with every bound; and how it becomes an expression and parameters."""
 
-import math
 import secrets
 from collections.abc import Sequence
 from enum import StrEnum
@@ -34,10 +33,17 @@ class ImageFormat(StrEnum):
         return f"image/{self.value}"
 
 
+def _or_a_string(schema: dict[str, Any]) -> None:
+    """Let the published schema of a component admit a bare string, as the parser does."""
+    whole = dict(schema)
+    schema.clear()
+    schema.update({"anyOf": [whole, {"type": "string", "maxLength": _PROMPT_LENGTH}], "title": whole.get("title")})
+
+
 class Component(BaseModel):
     """One density of a composition. A bare string stands for a prompt to the default model."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", json_schema_extra=_or_a_string)
 
     prompt: Annotated[Text, Field(description="Empty for the model's unconditional density.")]
     model: Annotated[
@@ -100,12 +106,12 @@ class _Request(BaseModel):
         """The components as leaves."""
         return tuple(Prompt(c.prompt, c.model or default_model) for c in self.components)
 
-    def ask(self, caller: str) -> Ask:
-        """What the engine is asked for besides the sample."""
+    def ask(self, caller: str, timeout_s: float) -> Ask:
+        """What the engine is asked for besides the sample; ``timeout_s`` holds where the request names no time."""
         return Ask(
             caller=caller,
             priority=self.priority,
-            timeout_s=math.inf if self.timeout_s is None else self.timeout_s,
+            timeout_s=timeout_s if self.timeout_s is None else self.timeout_s,
             keep_trajectory=self.include_trajectory,
             preview_every=self.preview_every,
         )
@@ -163,7 +169,9 @@ class Picture(BaseModel):
     b64_json: Annotated[str | None, Field(description="The encoded picture.")] = None
     url: Annotated[str | None, Field(description="Where to fetch the picture for a while.")] = None
     seed: Annotated[int, Field(description="With it a request of one image draws this picture again.")]
-    log_density: Annotated[dict[str, float], Field(description="Component → log q in nats.")]
+    log_density: Annotated[
+        dict[str, float | None], Field(description="Component → log q in nats; null where no step added noise.")
+    ]
     weight: Annotated[dict[str, float], Field(description="Component → mean κ over the steps.")]
     clamp_rate: Annotated[float, Field(description="Share of the steps at which AND's weights were held back.")]
 
@@ -212,7 +220,10 @@ class JobInfo(BaseModel):
     steps: int
     queue_position: Annotated[int | None, Field(description="Jobs that will start before it; null once it runs.")]
     error: Annotated[str | None, Field(description="Why it failed.")] = None
-    result: Annotated[SuperposeResponse | None, Field(description="Once it is completed; pictures by url.")] = None
+    result: Annotated[
+        SuperposeResponse | None,
+        Field(description="Of one completed job, not in lists: pictures by url, the trajectory at its own address."),
+    ] = None
 
 
 class JobList(BaseModel):

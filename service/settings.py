@@ -24,8 +24,15 @@ class Settings(BaseSettings):
     forward_rows: Annotated[int, Field(ge=1, description="Network rows in one forward.")] = 96
     decode_images: Annotated[int, Field(ge=1, description="Pictures decoded between two steps.")] = 8
     ageing_s: Annotated[float, Field(gt=0, description="Seconds of waiting that count as one priority.")] = 30.0
-    keep_jobs: Annotated[int, Field(ge=0, description="Finished jobs that can be asked for.")] = 256
-    keep_s: Annotated[float, Field(ge=0, description="How long they can.")] = 600.0
+    keep_s: Annotated[float, Field(ge=0, description="Seconds that finished jobs can be asked for.")] = 600.0
+    keep_bytes: Annotated[int, Field(ge=0, description="Bytes that they may hold, all together.")] = 512 << 20
+    max_job_work: Annotated[int, Field(ge=1, description="Network rows of one request, over all its steps.")] = 200_000
+    max_timeout_s: Annotated[float, Field(gt=0, description="The longest time of a request, and the default.")] = 3600.0
     max_body_bytes: Annotated[int, Field(ge=1024, description="Largest request body.")] = 1 << 20
     max_pixels: Annotated[int, Field(ge=1, description="Largest picture, in pixels, times images.")] = 16 << 20
     grace_s: Annotated[float, Field(ge=0, description="Seconds that running jobs get at shutdown.")] = 30.0
+
+    @property
+    def stream_grace_s(self) -> float:
+        """How long event streams may go on at shutdown: until the jobs that they tell of have had their time."""
+        return self.grace_s + 5

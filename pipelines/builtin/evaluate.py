@@ -22,6 +22,7 @@ from pipelines.model import Model
 from pipelines.sampler import SamplingParams, sample
 
 STEPS: Final = 25
+MEASUREMENTS: Final = ("single", "pairs", "halves", "or", "across")
 GUIDANCES: Final = (4.0, 8.0)
 SEEDS: Final = 32
 _PAIRS: Final = 24
@@ -183,7 +184,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m pipelines.builtin.evaluate", description=__doc__)
     parser.add_argument("--models", type=Path, default=BUILTIN_FOLDER, help="the folder of the models")
     parser.add_argument("--out", type=Path, default=Path("runs/evaluation.json"))
-    parser.add_argument("--only", nargs="*", help="single, pairs, halves, or, across; all by default")
+    parser.add_argument("--only", nargs="*", choices=MEASUREMENTS, help="which tables; all by default")
     arguments = parser.parse_args()
     names = {folder.name for folder in arguments.models.iterdir()}
     catalog = Catalog(Entry(name, arguments.models / name) for name in BUILTIN_MODELS if name in names)

@@ -1,8 +1,8 @@
 """A training loop that can be stopped at any step and resumed with the very same result."""
 
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
@@ -59,14 +59,18 @@ def fit(
     first = 0
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
+        if state["plan"] != asdict(plan):
+            raise ValueError(
+                f"{checkpoint} was made by another plan, {state['plan']}; remove it or give another folder"
+            )
         module.load_state_dict(state["module"])
         averaged.load_state_dict(state["averaged"])
         optimiser.load_state_dict(state["optimiser"])
         first = state["step"]
     module.train()
     losses: list[float] = []
-    bar: Iterable[int] = tqdm(range(first, plan.steps), initial=first, total=plan.steps, desc=label, mininterval=5)
-    for step in bar:
+    bar = tqdm(total=plan.steps, initial=first, desc=label, mininterval=5)
+    for step in range(first, plan.steps):
         rng = np.random.default_rng((seed, step))
         torch.manual_seed(int(rng.integers(2**31)))
         for group in optimiser.param_groups:
@@ -79,18 +83,25 @@ def fit(
         averaged.update_parameters(module)
         losses.append(float(value.detach()))
         done = step + 1
+        bar.update()
         if done % checkpoint_every == 0 or done == plan.steps:
-            assert isinstance(bar, tqdm)
             bar.set_postfix(loss=f"{np.mean(losses[-checkpoint_every:]):.4f}")
-            _save(checkpoint, module, averaged, optimiser, done)
+            _save(checkpoint, module, averaged, optimiser, plan, done)
+    bar.close()
     module.load_state_dict(averaged.module.state_dict())
     module.eval()
 
 
-def _save(path: Path, module: nn.Module, averaged: nn.Module, optimiser: torch.optim.Optimizer, step: int) -> None:
-    """Write beside and rename, so that a stop in the middle leaves the last whole checkpoint."""
+def _save(
+    path: Path, module: nn.Module, averaged: nn.Module, optimiser: torch.optim.Optimizer, plan: Plan, step: int
+) -> None:
+    modules = {"module": module.state_dict(), "averaged": averaged.state_dict(), "optimiser": optimiser.state_dict()}
+    save_whole(modules | {"plan": asdict(plan), "step": step}, path)
+
+
+def save_whole(state: object, path: Path) -> None:
+    """Write beside and rename, so that a stop in the middle leaves the last whole file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_suffix(".partial")
-    state = {"module": module.state_dict(), "averaged": averaged.state_dict(), "step": step}
-    torch.save(state | {"optimiser": optimiser.state_dict()}, beside)
+    torch.save(state, beside)
     beside.replace(path)

@@ -27,11 +27,12 @@ from torch.nn import functional
 from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from pipelines.builtin.fitting import Plan, fit
+from pipelines.builtin.fitting import Plan, fit, save_whole
 from pipelines.builtin.scenes import ROUND, SHAPES, SHARP, SIZE, Scene, caption, draw_scene, render
 from pipelines.builtin.vocabulary import MAX_TOKENS, write_tokenizer
 from pipelines.calibration import calibrate_on_samples
-from pipelines.families.folder import CALIBRATION_FILE, write_calibration
+from pipelines.catalog import BUILTIN_FOLDER
+from pipelines.families.folder import CALIBRATION_FILE, fingerprint, write_calibration
 from pipelines.families.stable_diffusion import StableDiffusion
 from pipelines.kernel import DenoisingError
 
@@ -163,15 +164,18 @@ def train_autoencoder(recipe: Recipe, work: Path) -> AutoencoderKL:
 
 
 def encode_scenes(autoencoder: AutoencoderKL, scenes: Sequence[Scene], cache: Path, label: str) -> Tensor:
-    """Stage 2: the scaled latents of the scenes, (n, 4, 8, 8), read from the cache if they are there."""
+    """Stage 2: the scaled latents of the scenes, (n, 4, 8, 8), read from the cache if it holds just these."""
+    made_of = [fingerprint(autoencoder), repr(scenes[0]), len(scenes)]
     if cache.exists():
-        cached: Tensor = torch.load(cache, weights_only=True)
-        return cached
+        cached = torch.load(cache, weights_only=True)
+        if cached["made_of"] == made_of:
+            kept: Tensor = cached["latents"]
+            return kept
     chunks = [scenes[i : i + 64] for i in range(0, len(scenes), 64)]
     with torch.no_grad():
         encoded = [autoencoder.encode(pixels(chunk)).latent_dist.mean for chunk in tqdm(chunks, desc=label)]
     latents: Tensor = torch.cat(encoded) * autoencoder.config.scaling_factor
-    torch.save(latents, cache)
+    save_whole({"made_of": made_of, "latents": latents}, cache)
     return latents
 
 
@@ -294,13 +298,16 @@ def train(recipe: Recipe, work: Path, out: Path) -> None:
 def main() -> None:
     """Parse the command line and train."""
     parser = argparse.ArgumentParser(prog="python -m pipelines.builtin.train", description=__doc__)
-    parser.add_argument("--work", type=Path, default=Path("runs/builtin"), help="checkpoints and caches")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "models", help="where the models go")
+    parser.add_argument("--work", type=Path, help="checkpoints and caches; runs/builtin by default")
+    parser.add_argument("--out", type=Path, help="where the models go; by default where the product finds them")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--smoke", action="store_true", help="a minute's run that proves every stage")
+    parser.add_argument("--smoke", action="store_true", help="a minute's run that proves every stage, in runs/smoke")
     arguments = parser.parse_args()
     recipe = Recipe(seed=arguments.seed)
-    train(recipe.smoke() if arguments.smoke else recipe, arguments.work, arguments.out)
+    if arguments.smoke:
+        train(recipe.smoke(), arguments.work or Path("runs/smoke/work"), arguments.out or Path("runs/smoke/models"))
+    else:
+        train(recipe, arguments.work or Path("runs/builtin"), arguments.out or BUILTIN_FOLDER)
 
 
 if __name__ == "__main__":

@@ -2,53 +2,55 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import torch
+from diffusers import ConfigMixin
 
 from pipelines.errors import InvalidInputError, ModelLoadError
 from pipelines.kernel import DenoisingError
+from pipelines.prediction import Prediction
 
 CALIBRATION_FILE: Final = "calibration.json"
-_CHUNK: Final = 1 << 20
+_VARIANCE_PRESERVING: Final = (Prediction.EPSILON, Prediction.V, Prediction.SAMPLE)
+_SAYS_NOTHING_OF_DECODING: Final = {"sample_size", "force_upcast"}
 _P = TypeVar("_P")
 
 
-def pipeline_class(folder: Path) -> str:
-    """The ``_class_name`` in a folder's model_index.json; :class:`ModelLoadError` where there is none."""
-    index = folder / "model_index.json"
-    try:
-        name = json.loads(index.read_text())["_class_name"]
-    except FileNotFoundError:
-        raise ModelLoadError(f"{index.parent.name}: no model_index.json; this is not a diffusers folder") from None
-    except (ValueError, KeyError, TypeError, UnicodeDecodeError):
-        raise ModelLoadError(f"{index.parent.name}: model_index.json names no pipeline class") from None
-    return str(name)
-
-
 def load_pipeline(folder: Path, load: Callable[..., _P], **options: Any) -> _P:
-    """Call a diffusers ``from_pretrained`` on local safetensors only; every failure becomes :class:`ModelLoadError`."""
-    try:
-        return load(folder, local_files_only=True, use_safetensors=True, **options)
-    except Exception as error:  # loaders raise whatever their file formats raise: SafetensorError, OSError, KeyError …
-        reason = str(error).replace(str(folder), folder.name).strip().split("\n")[0]
-        raise ModelLoadError(f"{folder.name}: cannot be loaded: {reason}") from error
+    """Call a diffusers ``from_pretrained`` on local safetensors only."""
+    return load(folder, local_files_only=True, use_safetensors=True, **options)
 
 
-def fingerprint(folder: Path) -> str:
-    """SHA-256 of a part's configuration and weights: equal parts are equal in whatever folder they lie.
+def prediction_of(scheduler: Mapping[str, Any]) -> Prediction:
+    """What a variance-preserving model predicts, from its scheduler's config."""
+    name = scheduler.get("prediction_type", Prediction.EPSILON)
+    if name not in _VARIANCE_PRESERVING:
+        known = ", ".join(_VARIANCE_PRESERVING)
+        raise ModelLoadError(f"its scheduler says prediction_type {name!r}; known are {known}")
+    return Prediction(name)
 
-    Of the configuration, what diffusers notes for itself (``_name_or_path``, ``_diffusers_version``) does not count.
+
+def side(size: int | Sequence[int]) -> tuple[int, int]:
+    """(width, height) from a network's ``sample_size``, which is one number or (height, width)."""
+    if isinstance(size, int):
+        return size, size
+    height, width = size
+    return width, height
+
+
+def fingerprint(codec: ConfigMixin) -> str:
+    """SHA-256 of an autoencoder: of what its configuration says of decoding, and of its weights in float16.
+
+    So the same autoencoder is the same in whatever folder it lies, beside whatever other files, in float32 or float16.
     """
-    config = json.loads((folder / "config.json").read_text())
-    said = {key: value for key, value in config.items() if not key.startswith("_")}
-    digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
-    for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb") as file:
-            while chunk := file.read(_CHUNK):
-                digest.update(chunk)
+    said = {k: v for k, v in codec.config.items() if not k.startswith("_") and k not in _SAYS_NOTHING_OF_DECODING}
+    digest = hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode())
+    for name, weight in sorted(codec.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(weight.detach().to("cpu", torch.float16).contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -60,7 +62,7 @@ def read_calibration(path: Path) -> DenoisingError | None:
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError, InvalidInputError) as error:
-        raise ModelLoadError(f"{path.parent.name}: {path.name} is not a calibration: {error}") from error
+        raise ModelLoadError(f"{path.name} is not a calibration: {error}") from error
 
 
 def write_calibration(path: Path, curve: DenoisingError) -> None:

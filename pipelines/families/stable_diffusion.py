@@ -14,15 +14,16 @@ from pipelines.families.folder import (
     count_parameters,
     fingerprint,
     load_pipeline,
+    prediction_of,
     read_calibration,
+    side,
 )
 from pipelines.families.preview import apply_colours, fit_colours
 from pipelines.kernel import DenoisingError
 from pipelines.model import Card, Condition, DataSpace, Shape, check_size
 from pipelines.noise import noise_table
-from pipelines.prediction import Prediction, network_input, to_denoised
+from pipelines.prediction import network_input, to_denoised
 
-PIPELINE: Final = "StableDiffusionPipeline"
 # Latents are scaled to unit variance, so that is what an unmeasured model's error curve assumes.
 _LATENT_STD: Final = 1.0
 _CHEAP_AUTOENCODER: Final = 4_000_000
@@ -33,27 +34,27 @@ class StableDiffusion:
 
     Args:
         pipeline: Its parts, loaded.
-        codec: Fingerprint of the autoencoder.
         error: Its measured m(σ), None for the Gaussian fallback.
     """
 
-    def __init__(self, pipeline: StableDiffusionPipeline, codec: str, error: DenoisingError | None) -> None:
+    def __init__(self, pipeline: StableDiffusionPipeline, error: DenoisingError | None) -> None:
         self._pipeline = pipeline
         self._unet, self._vae = pipeline.unet, pipeline.vae
         self._colours: Tensor | None = None
         scheduler = pipeline.scheduler.config
-        self._prediction = Prediction(scheduler.get("prediction_type", Prediction.EPSILON))
+        self._prediction = prediction_of(scheduler)
         self._table = noise_table(scheduler)
         factor = 2 ** (len(self._vae.config.block_out_channels) - 1)
         low, high = self._table.sigma_min, self._table.sigma_max
         self._multiple = factor * 2 ** (len(self._unet.config.block_out_channels) - 1)
+        width, height = side(self._unet.config.sample_size)
         self._card = Card(
-            space=DataSpace("latent", self._vae.config.latent_channels, factor, codec),
+            space=DataSpace("latent", self._vae.config.latent_channels, factor, fingerprint(self._vae)),
             sigma_min=low,
             sigma_max=high,
             error=error or DenoisingError.gaussian(_LATENT_STD, low, high),
-            width=self._unet.config.sample_size * factor,
-            height=self._unet.config.sample_size * factor,
+            width=width * factor,
+            height=height * factor,
             takes_prompts=True,
             parameters=count_parameters(self._unet, self._vae, pipeline.text_encoder),
             calibrated=error is not None,
@@ -61,7 +62,7 @@ class StableDiffusion:
 
     @classmethod
     def load(cls, folder: Path, device: torch.device, dtype: torch.dtype) -> Self:
-        """Load a folder's safetensors; :class:`ModelLoadError` where it is not whole or not of this kind."""
+        """Load a folder's safetensors; raises where it is not whole or not of this kind (see ``Catalog.get``)."""
         pipeline = load_pipeline(
             folder,
             StableDiffusionPipeline.from_pretrained,
@@ -69,14 +70,14 @@ class StableDiffusion:
             safety_checker=None,
             requires_safety_checker=False,
         )
-        channels, latents = pipeline.unet.config.in_channels, pipeline.vae.config.latent_channels
-        if channels != latents:
-            detail = f"{folder.name}: its U-Net takes {channels} channels but its autoencoder has {latents}"
-            raise ModelLoadError(detail)
+        unet, latents = pipeline.unet.config, pipeline.vae.config.latent_channels
+        if (unet.in_channels, unet.out_channels) != (latents, latents):
+            channels = f"takes {unet.in_channels} channels and gives {unet.out_channels}"
+            raise ModelLoadError(f"its U-Net {channels}, but its autoencoder has {latents}")
         pipeline.to(device)
         for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
             part.requires_grad_(False).eval()
-        return cls(pipeline, fingerprint(folder / "vae"), read_calibration(folder / CALIBRATION_FILE))
+        return cls(pipeline, read_calibration(folder / CALIBRATION_FILE))
 
     @property
     def card(self) -> Card:

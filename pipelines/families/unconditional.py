@@ -9,19 +9,26 @@ from diffusers import DDPMPipeline, UNet2DModel
 from torch import Tensor
 
 from pipelines.errors import InvalidInputError, ModelLoadError
-from pipelines.families.folder import CALIBRATION_FILE, count_parameters, load_pipeline, read_calibration
+from pipelines.families.folder import (
+    CALIBRATION_FILE,
+    count_parameters,
+    load_pipeline,
+    prediction_of,
+    read_calibration,
+    side,
+)
 from pipelines.kernel import DenoisingError
 from pipelines.model import Card, Condition, DataSpace, Shape
 from pipelines.noise import NoiseTable, noise_table
 from pipelines.prediction import Prediction, network_input, to_denoised
 
-PIPELINE: Final = "DDPMPipeline"
 # Pictures in [−1, 1] vary about half as much as unit-variance latents (Karras et al., 2022, section 5).
 _PIXEL_STD: Final = 0.5
 
 
 class Unconditional:
-    """A U-Net over pixels in [−1, 1] without any condition.
+    """A U-Net over pixels in [−1, 1] without any condition. A scheduler's clipping (``clip_sample``) is not applied:
+    it has no place in a density ratio.
 
     Args:
         unet: The network.
@@ -34,8 +41,7 @@ class Unconditional:
         self, unet: UNet2DModel, table: NoiseTable, prediction: Prediction, error: DenoisingError | None
     ) -> None:
         self._unet, self._table, self._prediction = unet, table, prediction
-        size = unet.config.sample_size
-        height, width = (size, size) if isinstance(size, int) else size
+        width, height = side(unet.config.sample_size)
         self._card = Card(
             space=DataSpace("pixel", unet.config.in_channels),
             sigma_min=table.sigma_min,
@@ -50,14 +56,18 @@ class Unconditional:
 
     @classmethod
     def load(cls, folder: Path, device: torch.device, dtype: torch.dtype) -> Self:
-        """Load a folder's safetensors; :class:`ModelLoadError` where it is not whole or not of this kind."""
+        """Load a folder's safetensors; raises where it is not whole or not of this kind (see ``Catalog.get``)."""
         pipeline = load_pipeline(folder, DDPMPipeline.from_pretrained, dtype=dtype)
-        if not isinstance(pipeline.unet, UNet2DModel):
-            raise ModelLoadError(f"{folder.name}: its network takes a condition; this is no {PIPELINE}")
-        pipeline.unet.to(device).requires_grad_(False).eval()
+        unet = pipeline.unet
+        if not isinstance(unet, UNet2DModel):
+            raise ModelLoadError(f"its network is a {type(unet).__name__}, which takes a condition")
+        channels = unet.config.in_channels
+        if channels not in {1, 3} or unet.config.out_channels != channels or unet.config.sample_size is None:
+            raise ModelLoadError("its network must give as many channels as it takes, 1 or 3, at a fixed size")
+        unet.to(device).requires_grad_(False).eval()
         scheduler = pipeline.scheduler.config
-        prediction = Prediction(scheduler.get("prediction_type", Prediction.EPSILON))
-        return cls(pipeline.unet, noise_table(scheduler), prediction, read_calibration(folder / CALIBRATION_FILE))
+        error = read_calibration(folder / CALIBRATION_FILE)
+        return cls(unet, noise_table(scheduler), prediction_of(scheduler), error)
 
     @property
     def card(self) -> Card:

@@ -23,9 +23,12 @@ def preferred(accept: str | None, asked: ImageFormat) -> str:
         HTTPException: 406 where it accepts nothing that there is.
     """
     pictures = {image_format.media_type: image_format for image_format in ImageFormat}
-    for media_type in _by_preference(accept or "*/*"):
-        if media_type in {"*/*", "application/*", JSON}:
+    liked, refused = _by_preference(accept or "*/*")
+    for media_type in liked:
+        if media_type in {"*/*", "application/*", JSON} and JSON not in refused:
             return JSON
+        if media_type == "*/*":
+            return asked
         if media_type in {"text/*", EVENT_STREAM}:
             return EVENT_STREAM
         if media_type == "image/*":
@@ -36,9 +39,9 @@ def preferred(accept: str | None, asked: ImageFormat) -> str:
     raise HTTPException(HTTPStatus.NOT_ACCEPTABLE, f"Accept names nothing that can be sent; there are {offered}")
 
 
-def _by_preference(accept: str) -> list[str]:
-    """The media types of an Accept header, best first, those with q=0 left out (RFC 9110, section 12.5.1)."""
-    ranked = []
+def _by_preference(accept: str) -> tuple[list[str], set[str]]:
+    """The media types of an Accept header, best first, and those that it refuses by q=0 (RFC 9110, section 12.5.1)."""
+    ranked, refused = [], set()
     for part in accept.split(","):
         message = Message()
         message["Content-Type"] = part.strip()
@@ -46,6 +49,9 @@ def _by_preference(accept: str) -> list[str]:
             quality = float(str(message.get_param("q", "1")))
         except ValueError:
             quality = 0.0
+        media_type = message.get_content_type() if "/" in part else ""
         if quality > 0:
-            ranked.append((quality, message.get_content_type() if "/" in part else ""))
-    return [media_type for _, media_type in sorted(ranked, key=lambda entry: -entry[0])]
+            ranked.append((quality, media_type))
+        else:
+            refused.add(media_type)
+    return [media_type for _, media_type in sorted(ranked, key=lambda entry: -entry[0])], refused

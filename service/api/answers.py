@@ -2,16 +2,16 @@
 
 import asyncio
 import base64
-from collections.abc import AsyncIterator
+import math
+from collections.abc import AsyncIterator, Mapping
 
 from sse_starlette import ServerSentEvent
 
 from pipelines.composition import leaves
 from pipelines.sampler import image_seed
-from service.engine.engine import Engine
 from service.engine.events import Event
 from service.engine.job import Job, Outcome, Phase, Point, Preview
-from service.errors import describe
+from service.errors import Problem, describe
 from service.pictures import encode_picture
 from service.registry import Record
 from service.schemas import (
@@ -33,25 +33,16 @@ def job_path(job: Job) -> str:
     return f"/v1/jobs/{job.id}"
 
 
-async def encoded(outcome: Outcome, image_format: ImageFormat) -> list[bytes]:
-    """The pictures of an outcome, encoded off the event loop and off the device's thread."""
-    return [await asyncio.to_thread(encode_picture, pixels, image_format) for pixels in outcome.pictures]
+def encoded(outcome: Outcome, image_format: ImageFormat) -> list[bytes]:
+    """The pictures of an outcome, encoded. Neither for the event loop's thread nor for the device's."""
+    return [encode_picture(pixels, image_format) for pixels in outcome.pictures]
 
 
-async def answer(record: Record, outcome: Outcome, *, by_url: bool | None = None) -> SuperposeResponse:
-    """The answer to a composition that is completed.
-
-    Args:
-        record: The job and its request.
-        outcome: What came out.
-        by_url: Whether pictures go as addresses; None for what the request asked for.
-    """
-    job, body = record.job, record.body
+def summary(record: Record, outcome: Outcome) -> SuperposeResponse:
+    """What there is to say of a completed composition in few words: pictures as addresses, no trajectory."""
+    job = record.job
     prompts = leaves(job.expression)
     names = component_names(prompts)
-    if by_url is None:
-        by_url = body.response_format == "url"
-    pictures = [] if by_url else await encoded(outcome, body.output_format)
     return SuperposeResponse(
         id=job.id,
         created=int(job.created),
@@ -60,18 +51,31 @@ async def answer(record: Record, outcome: Outcome, *, by_url: bool | None = None
         seed=job.params.seed,
         images=[
             Picture(
-                b64_json=None if by_url else base64.b64encode(pictures[i]).decode(),
-                url=f"{job_path(job)}/images/{i}" if by_url else None,
+                url=f"{job_path(job)}/images/{i}",
                 seed=image_seed(job.params.seed, i),
-                log_density=dict(zip(names, outcome.log_density[i].tolist(), strict=True)),
+                log_density=dict(zip(names, map(_known, outcome.log_density[i].tolist()), strict=True)),
                 weight=dict(zip(names, outcome.mean_weights[i].tolist(), strict=True)),
                 clamp_rate=float(outcome.clamp_rate[i]),
             )
             for i in range(len(outcome.pictures))
         ],
-        trajectory=[trajectory_point(point) for point in outcome.trajectory] or None,
         timings=Timings(queued_ms=outcome.queued_s * 1e3, run_ms=outcome.run_s * 1e3, steps=job.params.steps),
     )
+
+
+def _known(value: float) -> float | None:
+    """A number for JSON, which has no NaN."""
+    return value if math.isfinite(value) else None
+
+
+def answer(record: Record, outcome: Outcome) -> str:
+    """The whole answer to a completed composition, as JSON. It may be large: not for the event loop's thread."""
+    told = summary(record, outcome)
+    if record.body.response_format == "b64_json":
+        for picture, data in zip(told.images, encoded(outcome, record.body.output_format), strict=True):
+            picture.url, picture.b64_json = None, base64.b64encode(data).decode()
+    told.trajectory = [trajectory_point(point) for point in outcome.trajectory] or None
+    return told.model_dump_json()
 
 
 def trajectory_point(point: Point) -> TrajectoryPoint:
@@ -81,32 +85,52 @@ def trajectory_point(point: Point) -> TrajectoryPoint:
     )
 
 
-async def job_info(record: Record, engine: Engine) -> JobInfo:
-    """A job as it stands."""
+def job_info(record: Record, positions: Mapping[str, int], *, with_result: bool = True) -> JobInfo:
+    """A job as it stands.
+
+    Args:
+        record: The job and its request.
+        positions: Where waiting jobs stand, as :meth:`Engine.positions` told.
+        with_result: Whether to say what a completed job came to.
+    """
     job = record.job
+    phase = job.phase
     prompts = leaves(job.expression)
     info = JobInfo(
         id=job.id,
-        status=job.phase,
+        status=phase,
         created=int(job.created),
         models=list(dict.fromkeys(prompt.model for prompt in prompts)),
         components=component_names(prompts),
         seed=job.params.seed,
-        step=job.params.steps if job.phase in {Phase.DECODING, Phase.COMPLETED} else job.index,
+        step=job.index,
         steps=job.params.steps,
-        queue_position=engine.position(job) if job.phase is Phase.QUEUED else None,
+        queue_position=positions.get(job.id) if phase is Phase.QUEUED else None,
     )
-    if job.phase is Phase.FAILED:
+    if phase is Phase.FAILED:
         return info.model_copy(update={"error": _reason(job)})
-    if job.phase is Phase.COMPLETED:
-        return info.model_copy(update={"result": await answer(record, job.result.result(), by_url=True)})
+    if phase is Phase.COMPLETED and with_result:
+        return info.model_copy(update={"result": summary(record, job.result.result())})
     return info
 
 
 def _reason(job: Job) -> str:
     """Why a job failed."""
     error = job.result.exception()
-    return describe(error, job_path(job)).detail if isinstance(error, Exception) else str(error)
+    return _problem(job, error).detail if isinstance(error, Exception) else str(error)
+
+
+def _problem(job: Job, error: Exception) -> Problem:
+    """The problem of a failed job; the engine has logged its inside."""
+    return describe(error, job_path(job), reference=f"job id {job.id}")
+
+
+async def when_over(job: Job) -> None:
+    """Wait until a job is over, however it ends."""
+    over = asyncio.wrap_future(job.result)
+    await asyncio.wait([over])
+    if not over.cancelled():
+        over.exception()  # looked at, so that asyncio does not report it as forgotten
 
 
 async def events(record: Record, after: int = 0) -> AsyncIterator[ServerSentEvent]:
@@ -127,8 +151,8 @@ async def _told(record: Record, event: Event) -> str:
             images = [await asyncio.to_thread(encode_picture, pixels, ImageFormat.JPEG) for pixels in pictures]
             return PreviewEvent(step=step, images=[base64.b64encode(i).decode() for i in images]).model_dump_json()
         case Outcome() as outcome:
-            return (await answer(record, outcome)).model_dump_json()
+            return await asyncio.to_thread(answer, record, outcome)
         case Exception() as error:
-            return describe(error, job_path(record.job)).model_dump_json(exclude_none=True)
+            return _problem(record.job, error).model_dump_json(exclude_none=True)
         case other:
             raise TypeError(f"no event carries a {type(other).__name__}")

@@ -29,7 +29,10 @@ async def readyz(services: ServicesDep) -> Health:
         raise HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, "the service is shutting down")
     if not services.ready.is_set():
         raise HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, "models are still being loaded")
-    return Health(status="ready")
+    missing = [name for name in services.catalog.names if services.catalog.loaded(name) is None]
+    if services.settings.preload and len(missing) == len(services.catalog.names):
+        raise HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, "no model could be loaded; the log says why")
+    return Health(status="ready", detail=f"not loaded: {', '.join(missing)}" if missing else None)
 
 
 @router.get("/metrics", response_class=Response)

@@ -11,7 +11,7 @@ from sse_starlette import EventSourceResponse
 from starlette.exceptions import HTTPException
 
 from pipelines.composition import leaves
-from service.api.answers import events, job_info, trajectory_point
+from service.api.answers import events, job_info, trajectory_point, when_over
 from service.api.caller import CallerDep
 from service.engine.job import Job, Outcome, Phase
 from service.errors import Problem
@@ -29,15 +29,19 @@ _IMAGES: Final[dict[int | str, dict[str, Any]]] = {
 
 
 @router.get("")
-async def list_jobs(services: ServicesDep, caller: CallerDep) -> JobList:
-    """The caller's jobs, newest first; finished ones are kept for a while."""
-    return JobList(data=[await job_info(record, services.engine) for record in services.registry.of(caller)])
+async def list_jobs(
+    services: ServicesDep, caller: CallerDep, limit: Annotated[int, Query(ge=1, le=1000)] = 100
+) -> JobList:
+    """The caller's newest jobs, newest first; finished ones are kept for a while."""
+    positions = services.engine.positions()
+    records = services.registry.of(caller)[:limit]
+    return JobList(data=[job_info(record, positions, with_result=False) for record in records])
 
 
 @router.get("/{job_id}")
 async def get_job(job_id: JobId, services: ServicesDep) -> JobInfo:
     """A job as it stands."""
-    return await job_info(services.registry.get(job_id), services.engine)
+    return job_info(services.registry.get(job_id), services.engine.positions())
 
 
 @router.delete("/{job_id}")
@@ -45,15 +49,15 @@ async def cancel_job(job_id: JobId, services: ServicesDep) -> JobInfo:
     """Cancel a job and tell how it ended: cancelled, or what it had come to before. Any number of times."""
     record = services.registry.get(job_id)
     services.engine.cancel(record.job)
-    await asyncio.wait([asyncio.wrap_future(record.job.result)])
-    return await job_info(record, services.engine)
+    await when_over(record.job)
+    return job_info(record, services.engine.positions())
 
 
 @router.get("/{job_id}/events", responses={200: {"content": {"text/event-stream": {}}}})
 async def job_events(
     job_id: JobId,
     services: ServicesDep,
-    last_event_id: Annotated[str | None, Header(description="Go on after this event.")] = None,
+    last_event_id: Annotated[str | None, Header(max_length=20, description="Go on after this event.")] = None,
 ) -> EventSourceResponse:
     """Server-sent events: queued, progress, preview, then completed, failed or cancelled.
 
@@ -61,7 +65,7 @@ async def job_events(
     """
     record = services.registry.get(job_id)
     after = int(last_event_id) if last_event_id is not None and last_event_id.isdecimal() else 0
-    return EventSourceResponse(events(record, after))
+    return EventSourceResponse(events(record, after), shutdown_grace_period=services.settings.stream_grace_s)
 
 
 @router.get("/{job_id}/images/{index}", responses=_IMAGES, response_class=Response)

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from http import HTTPStatus
 from typing import Annotated, Any, Final
 
@@ -13,9 +13,10 @@ from starlette.exceptions import HTTPException
 
 from pipelines.composition import And, Or, leaves
 from pipelines.errors import InvalidInputError
-from pipelines.sampler import SamplingParams, check
-from service.api.accept import EVENT_STREAM, preferred
-from service.api.answers import answer, encoded, events, job_info, job_path
+from pipelines.model import Model
+from pipelines.sampler import SamplingParams, check, lay_out, picture_size
+from service.api.accept import EVENT_STREAM, JSON, preferred
+from service.api.answers import answer, encoded, events, job_info, job_path, summary, when_over
 from service.api.caller import CallerDep
 from service.engine.engine import Engine
 from service.engine.job import Job, Outcome
@@ -23,6 +24,7 @@ from service.errors import Problem
 from service.registry import Record
 from service.schemas import AndRequest, ImageFormat, JobInfo, OrRequest, SuperposeResponse
 from service.services import Services, ServicesDep
+from service.settings import Settings
 
 router = APIRouter(prefix="/v1/superpose", tags=["superpose"])
 
@@ -47,7 +49,7 @@ async def superpose_or(
     caller: CallerDep,
     accept: AcceptHeader = None,
     prefer: PreferHeader = None,
-) -> SuperposeResponse | Response:
+) -> Response:
     """A picture from the mixture of the components' densities."""
     expression = body.expression(services.catalog.names[0])
     job = await _submit(body, expression, services, caller, accept)
@@ -62,7 +64,7 @@ async def superpose_and(
     caller: CallerDep,
     accept: AcceptHeader = None,
     prefer: PreferHeader = None,
-) -> SuperposeResponse | Response:
+) -> Response:
     """A picture that every component finds equally likely."""
     expression = body.expression(services.catalog.names[0])
     job = await _submit(body, expression, services, caller, accept)
@@ -80,51 +82,71 @@ async def _submit(
         )
         raise HTTPException(HTTPStatus.NOT_ACCEPTABLE, detail)
     params = body.params()
-    await asyncio.to_thread(_check, expression, params, services)
-    return services.engine.submit(expression, params, body.ask(caller))
+    models = await _models(expression, services)
+    check(expression, params, models)
+    _check_bounds(body, expression, params, models, services.settings)
+    return services.engine.submit(expression, params, body.ask(caller, services.settings.max_timeout_s))
 
 
-def _check(expression: Or | And, params: SamplingParams, services: Services) -> None:
-    """Everything that can be refused before any sampling; loads the models that are named."""
+async def _models(expression: Or | And, services: Services) -> Mapping[str, Model]:
+    """The models that an expression names, loaded."""
     names = dict.fromkeys(leaf.model for leaf in leaves(expression))
     for name in names:
-        services.catalog.entry(name)
-    models = {name: services.catalog.get(name) for name in names}
-    check(expression, params, models)
-    card = models[leaves(expression)[0].model].card
-    pixels = (params.width or card.width) * (params.height or card.height) * params.num_images
-    if pixels > services.settings.max_pixels:
-        limit = services.settings.max_pixels
-        detail = f"width × height × num_images is {pixels}; this service allows {limit} pixels in one request"
-        raise InvalidInputError(detail, field=("num_images",))
+        if services.catalog.loaded(name) is None and not services.ready.is_set():
+            raise HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, f"the model {name!r} is still being loaded")
+    return {name: services.catalog.loaded(name) or await services.load(name) for name in names}
+
+
+def _check_bounds(
+    body: OrRequest | AndRequest,
+    expression: Or | And,
+    params: SamplingParams,
+    models: Mapping[str, Model],
+    settings: Settings,
+) -> None:
+    """Refuse what this service will not do for one request."""
+    width, height = picture_size(expression, params, models)
+    pixels = width * height * params.num_images
+    if pixels > settings.max_pixels:
+        detail = f"width × height × num_images is {pixels}; this service allows {settings.max_pixels} in one request"
+        raise InvalidInputError(detail, field=("num_images" if width * height <= settings.max_pixels else "width",))
+    layout, _ = lay_out(expression, params)
+    work = len(layout.rows) * params.num_images * params.steps
+    if work > settings.max_job_work:
+        told = f"{len(layout.rows)} network rows × {params.num_images} images × {params.steps} steps is {work}"
+        raise InvalidInputError(f"{told}; this service allows {settings.max_job_work}", field=("steps",))
+    if body.timeout_s is not None and body.timeout_s > settings.max_timeout_s:
+        detail = f"timeout_s must be at most {settings.max_timeout_s:g} here, got {body.timeout_s:g}"
+        raise InvalidInputError(detail, field=("timeout_s",))
 
 
 async def _respond(
     record: Record, request: Request, services: Services, accept: str | None, prefer: str | None
-) -> SuperposeResponse | Response:
+) -> Response:
     """In the way that the client prefers: at once with the job's address, as events, as a picture, or as JSON."""
     job = record.job
     services.registry.add(record)
     if "respond-async" in (prefer or "").lower():
-        info = await job_info(record, services.engine)
+        info = job_info(record, services.engine.positions())
         headers = {"Location": job_path(job), "Preference-Applied": "respond-async"}
         return JSONResponse(info.model_dump(mode="json"), HTTPStatus.ACCEPTED, headers)
     wanted = preferred(accept, record.body.output_format)
     if wanted == EVENT_STREAM:
-        return EventSourceResponse(_events_until_left(record, services.engine))
+        stream = _events_until_left(record, services.engine)
+        return EventSourceResponse(stream, shutdown_grace_period=services.settings.stream_grace_s)
     outcome = await _outcome(job, request, services.engine)
     if outcome is None:
         return Response(status_code=_CLIENT_CLOSED_REQUEST)
     if not isinstance(wanted, ImageFormat):
-        return await answer(record, outcome)
-    (data,) = await encoded(outcome, wanted)
-    (picture,) = (await answer(record, outcome, by_url=True)).images
+        return Response(await asyncio.to_thread(answer, record, outcome), media_type=JSON)
+    (data,) = await asyncio.to_thread(encoded, outcome, wanted)
+    (picture,) = summary(record, outcome).images
     headers = {
         "X-Superdiff-Id": job.id,
         "X-Superdiff-Seed": str(picture.seed),
-        # Prompts may hold any character; headers may not: JSON's escapes keep them ASCII.
-        "X-Superdiff-Log-Density": json.dumps(picture.log_density),
-        "X-Superdiff-Weight": json.dumps(picture.weight),
+        # In the order of the request's components: prompts may be too long for a header.
+        "X-Superdiff-Log-Density": json.dumps(list(picture.log_density.values())),
+        "X-Superdiff-Weight": json.dumps(list(picture.weight.values())),
     }
     return Response(data, media_type=wanted.media_type, headers=headers)
 
@@ -140,16 +162,15 @@ async def _events_until_left(record: Record, engine: Engine) -> AsyncIterator[Se
 
 async def _outcome(job: Job, request: Request, engine: Engine) -> Outcome | None:
     """The job's outcome; a client that goes away cancels the job and gets None."""
-    finished = asyncio.wrap_future(job.result)
+    over = asyncio.create_task(when_over(job))
     gone = asyncio.create_task(_disconnected(request))
     try:
-        ends: list[asyncio.Future[Any]] = [finished, gone]
-        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-        return await finished if finished.done() else None
+        await asyncio.wait([over, gone], return_when=asyncio.FIRST_COMPLETED)
     finally:
         gone.cancel()
-        if not finished.done():
+        if not job.over:
             engine.cancel(job)
+    return job.result.result() if job.over else None
 
 
 async def _disconnected(request: Request) -> None:

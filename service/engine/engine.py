@@ -11,12 +11,13 @@ from typing import Final, Self
 from pipelines.composition import Expression, leaves
 from pipelines.sampler import SamplingParams, lay_out
 from service.engine.executor import Executor
-from service.engine.job import Ask, CancelledJobError, DeadlineError, EngineStoppedError, Job, Phase
+from service.engine.job import Ask, CancelledJobError, DeadlineError, EngineStoppedError, Job, Outcome, Phase
 from service.engine.metrics import Metrics
 from service.engine.scheduler import Limits, QueueFullError, Scheduler
 
 _LOG: Final = logging.getLogger(__name__)
 _RATE_MEMORY: Final = 0.9
+_DECODE_BACKLOG: Final = 4
 
 
 class Engine:
@@ -102,11 +103,11 @@ class Engine:
         with self._wake:
             return len(self._scheduler.waiting), len(self._scheduler.running) + len(self._finished)
 
-    def position(self, job: Job) -> int | None:
-        """How many jobs will start before this one; None once it has left the queue."""
+    def positions(self) -> dict[str, int]:
+        """For each waiting job, by its id, how many jobs will start before it."""
         with self._wake:
             order = self._scheduler.order(time.monotonic())
-        return order.index(job) if job in order else None
+        return {job.id: place for place, job in enumerate(order)}
 
     def submit(self, expression: Expression, params: SamplingParams, ask: Ask | None = None) -> Job:
         """Queue a request that :func:`pipelines.sampler.check` has passed.
@@ -129,9 +130,8 @@ class Engine:
                 self.metrics.refused.inc()
                 error.retry_after_s = self._next_departure()
                 raise
-            position = len(self._scheduler.waiting) - 1
+            self._tell_positions(time.monotonic())
             self._wake.notify_all()
-        job.channel.publish("queued", position)
         return job
 
     def cancel(self, job: Job) -> None:
@@ -139,6 +139,11 @@ class Engine:
         job.cancel()
         with self._wake:
             self._wake.notify_all()
+
+    def _tell_positions(self, now: float) -> None:
+        """Tell the waiting jobs' listeners where they stand; publishing never waits, so the lock may be held."""
+        for place, job in enumerate(self._scheduler.order(now)):
+            job.channel.publish("queued", place)
 
     def _next_departure(self) -> float | None:
         """Seconds until, on average, the next job leaves, by the measured rate; None before anything was measured."""
@@ -171,15 +176,17 @@ class Engine:
             now = time.monotonic()
             dropped = self._scheduler.drop(now)
             dropped += self._drop_finished(now)
-            admitted = self._scheduler.admit(now) if self._open else []
+            # Decoding keeps up before more is begun, or finished latents would pile up without bound.
+            backlog = sum(job.params.num_images for job in self._finished)
+            held_up = backlog > _DECODE_BACKLOG * self._decode_images
+            admitted = self._scheduler.admit(now) if self._open and not held_up else []
             running = list(self._scheduler.running)
-            waiting = self._scheduler.order(now) if admitted or dropped else []
+            if admitted or dropped:
+                self._tell_positions(now)
         try:
             for job in dropped:
                 told = CancelledJobError("the job was cancelled") if job.cancelled else DeadlineError(_late(job))
                 self._end(job, told)
-            for place, job in enumerate(waiting):
-                job.channel.publish("queued", place)
             for job in admitted:
                 self._guarded(self._executor.start, job)
                 self.metrics.wait_seconds.observe(job.started - job.submitted)
@@ -223,10 +230,13 @@ class Engine:
         groups = _connected(jobs)
         if not groups:
             return
-        start = min(self._served.values(), default=0.0)
-        for model in {model for models, _ in groups for model in models}:
-            # Who comes new starts level, not with a claim to all the time before.
-            self._served.setdefault(model, start)
+        # Only models that have work now are compared. One that comes new or comes back starts level with the others,
+        # not with a claim to all the time that it was away.
+        active = {model for models, _ in groups for model in models}
+        self._served = {model: seconds for model, seconds in self._served.items() if model in active}
+        level = min(self._served.values(), default=0.0)
+        for model in active:
+            self._served.setdefault(model, level)
         models, group = min(groups, key=lambda each: max(self._served[model] for model in each[0]))
         rows = sum(job.rows for job in group)
         began = time.monotonic()
@@ -278,16 +288,23 @@ class Engine:
                 batch.append(job)
                 images += job.params.num_images
         began = time.monotonic()
-        try:
-            ends = self._executor.decode(batch)
-        except Exception as error:
-            _LOG.exception("decoding %d jobs failed", len(batch))
-            ends = [(job, error) for job in batch]
+        ends = self._decoded(batch)
         self.metrics.decode_seconds.observe(time.monotonic() - began)
         with self._wake:
             self._finished = [job for job in self._finished if job not in batch]
         for job, end in ends:
             self._end(job, CancelledJobError("the job was cancelled") if job.cancelled else end)
+
+    def _decoded(self, batch: Sequence[Job]) -> list[tuple[Job, Outcome | Exception]]:
+        """Decode jobs together; where that fails, each alone, so that only the one at fault is lost."""
+        try:
+            return self._executor.decode(batch)
+        except Exception as error:
+            if len(batch) == 1:
+                _LOG.exception("job %s failed", batch[0].id)
+                return [(batch[0], error)]
+            _LOG.exception("decoding %d jobs failed; each is decoded alone", len(batch))
+        return [end for job in batch for end in self._decoded([job])]
 
     def _guarded(self, act: Callable[[Job], None], job: Job) -> None:
         """Do something for one job; an exception ends that job alone."""
@@ -297,13 +314,13 @@ class Engine:
             _LOG.exception("job %s failed", job.id)
             self._end(job, error)
 
-    def _end(self, job: Job, how: object) -> None:
+    def _end(self, job: Job, how: Outcome | Exception) -> None:
         if job.over:
             return
         if isinstance(how, Exception):
             job.fail(how)
         else:
-            job.succeed(how)  # type: ignore[arg-type]
+            job.succeed(how)
         self.metrics.jobs.labels(job.phase.value).inc()
 
     def _observe(self) -> None:
@@ -312,7 +329,6 @@ class Engine:
         self.metrics.waiting.set(waiting)
         self.metrics.running.set(len(running))
         self.metrics.running_rows.set(sum(job.rows for job in running))
-        self.metrics.forward_rows.set(self._executor.budget.rows)
 
 
 def _late(job: Job) -> str:

@@ -67,7 +67,8 @@ class Channel:
             return sorted((e for e in self._newest.values() if e.id > than), key=lambda e: e.id)
 
     async def listen(self, after: int = _START) -> AsyncIterator[Event]:
-        """The events after ``after`` as they come, up to the last one."""
+        """The events after ``after`` as they come, up to the last one; all of them where ``after`` is yet to come."""
+        after = after if after <= self._count else _START
         wake = asyncio.Event()
         waker = (asyncio.get_running_loop(), wake)
         with self._lock:

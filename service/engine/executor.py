@@ -31,6 +31,7 @@ from service.engine.metrics import Metrics
 _LOG: Final = logging.getLogger(__name__)
 _CACHED_CONDITIONS: Final = 1024
 _RECOVERY_TICKS: Final = 64
+_BUDGETS: Final = 256
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
@@ -42,16 +43,16 @@ class LeastRecentlyUsed(Generic[K, V]):
     def __init__(self, size: int) -> None:
         self._size = size
         self._held: OrderedDict[K, V] = OrderedDict()
-        self.hits = 0
-        self.misses = 0
+
+    def __contains__(self, key: K) -> bool:
+        """Whether the key is held."""
+        return key in self._held
 
     def get(self, key: K, make: Callable[[], V]) -> V:
         """What is held under the key, made now if there is nothing."""
         if key in self._held:
-            self.hits += 1
             self._held.move_to_end(key)
         else:
-            self.misses += 1
             self._held[key] = make()
             if len(self._held) > self._size:
                 self._held.popitem(last=False)
@@ -93,27 +94,28 @@ class Executor:
     Args:
         catalog: Where the models are.
         forward_rows: How many rows one forward may take; larger sets are split and put together again.
+        decode_images: How many samples are decoded in one go.
         metrics: Where it counts.
     """
 
-    def __init__(self, catalog: Catalog, *, forward_rows: int = 96, metrics: Metrics | None = None) -> None:
+    def __init__(
+        self, catalog: Catalog, *, forward_rows: int = 96, decode_images: int = 8, metrics: Metrics | None = None
+    ) -> None:
         self._catalog = catalog
+        self._decode_images = decode_images
         self._conditions: LeastRecentlyUsed[Prompt, Condition] = LeastRecentlyUsed(_CACHED_CONDITIONS)
-        self._budget = RowBudget(forward_rows)
+        self._forward_rows = forward_rows
+        # (models, sample shape) → how many rows one forward may take there.
+        self._budgets: LeastRecentlyUsed[Hashable, RowBudget] = LeastRecentlyUsed(_BUDGETS)
         self._metrics = metrics or Metrics()
         # Noise for the next step is drawn while the network computes this one.
         self._drawing = ThreadPoolExecutor(1, "superdiff-noise")
-
-    @property
-    def budget(self) -> RowBudget:
-        """The bound on the rows of one forward."""
-        return self._budget
 
     def start(self, job: Job) -> None:
         """Encode the prompts, fix the course, draw z_T."""
         job.started, job.phase = time.monotonic(), Phase.RUNNING
         models = self._models([job])
-        shape = sample_shape(job.params, models[leaves(job.expression)[0].model])
+        shape = sample_shape(job.expression, job.params, models)
         job.noise = NoiseSource(job.params, shape)
         job.state = prepare(job.expression, job.params, models, job.noise.draw(), self._encode)
         self._draw_ahead(job)
@@ -166,34 +168,46 @@ class Executor:
 
     def _evaluate(self, states: Sequence[SamplerState], models: Mapping[str, Model]) -> list[Tensor]:
         rows = sum(len(state.z) * len(state.layout.rows) for state in states)
+        # What fits depends on the network and on the pictures' size; one set's shortage must not slow the others down.
+        budget = self._budgets.get((*models, states[0].z.shape[1:]), lambda: RowBudget(self._forward_rows))
         while True:
-            try:
-                answers = evaluate(states, models, self._budget.rows)
-            except Exception as error:
-                if not out_of_memory(error) or not self._budget.shrink(rows):
-                    raise
-                _LOG.warning("out of memory; at most %d rows a forward from now on", self._budget.rows)
-                self._metrics.out_of_memory.inc()
-                if torch.cuda.is_available():
-                    torch.cuda.empty_cache()
-            else:
-                self._budget.went_well()
+            answers = self._try_evaluate(states, models, budget, rows)
+            if answers is not None:
+                budget.went_well()
                 self._metrics.rows.inc(rows)
+                self._metrics.forward_rows.set(budget.rows)
                 return answers
+            # Only here, past the handler, are the failed attempt's tensors free.
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+    def _try_evaluate(
+        self, states: Sequence[SamplerState], models: Mapping[str, Model], budget: RowBudget, rows: int
+    ) -> list[Tensor] | None:
+        """The networks' answers, or None where memory ran out and a smaller budget may help."""
+        try:
+            return evaluate(states, models, budget.rows)
+        except Exception as error:
+            if not out_of_memory(error) or not budget.shrink(rows):
+                raise
+            _LOG.warning("out of memory; at most %d rows a forward from now on", budget.rows)
+            self._metrics.out_of_memory.inc()
+            return None
 
     def _within_memory(self, act: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
-        """Apply to all samples at once, or to halves of them where memory does not suffice."""
-        try:
-            return act(z)
-        except Exception as error:
-            if not out_of_memory(error) or len(z) == 1:
-                raise
-            self._metrics.out_of_memory.inc()
-            half = len(z) // 2
-            return torch.cat([self._within_memory(act, part) for part in (z[:half], z[half:])])
+        """Apply to a bounded number of samples at once, and to halves of them where memory does not suffice."""
+        if len(z) <= self._decode_images:
+            try:
+                return act(z)
+            except Exception as error:
+                if not out_of_memory(error) or len(z) == 1:
+                    raise
+                self._metrics.out_of_memory.inc()
+        half = -(-len(z) // 2)
+        return torch.cat([self._within_memory(act, part) for part in (z[:half], z[half:])])
 
     def _tell(self, job: Job, before: SamplerState, after: SamplerState, noise: Tensor) -> None:
-        """Record the step for those who asked; reading it costs a wait for the device, so nobody else pays."""
+        """Record the step for those who asked; reading waits for the device, so nothing is read that nobody wants."""
         watched = job.channel.watched
         if job.ask.keep_trajectory or watched:
             point = _point(after)
@@ -202,8 +216,13 @@ class Executor:
             job.channel.publish("progress", point)
         every = job.ask.preview_every
         if watched and every and after.index % every == 0 and not after.done:
-            clean = estimate(before, after, noise)
-            job.channel.publish("preview", Preview(after.index, _pixels(self._decoder(job).preview(clean)).numpy()))
+            try:
+                pictures = _pixels(self._decoder(job).preview(estimate(before, after, noise))).numpy()
+            except Exception:
+                # A preview is a courtesy: without it the job is still whole.
+                _LOG.exception("no preview of job %s", job.id)
+            else:
+                job.channel.publish("preview", Preview(after.index, pictures))
 
     def _draw_ahead(self, job: Job) -> None:
         """Start drawing the noise of the job's next step; the last one adds none, so none is drawn for it."""
@@ -219,10 +238,8 @@ class Executor:
         return {name: self._catalog.get(name) for name in names}
 
     def _encode(self, row: Prompt) -> Condition:
-        hits = self._conditions.hits
-        condition = self._conditions.get(row, lambda: self._catalog.get(row.model).encode_prompts([row.text]))
-        self._metrics.prompts.labels("hit" if self._conditions.hits > hits else "miss").inc()
-        return condition
+        self._metrics.prompts.labels("hit" if row in self._conditions else "miss").inc()
+        return self._conditions.get(row, lambda: self._catalog.get(row.model).encode_prompts([row.text]))
 
 
 def _state(job: Job) -> SamplerState:

@@ -109,7 +109,8 @@ class Ask:
 
 @dataclass(eq=False, slots=True)
 class Job:
-    """A request on its way through the engine. What stands below ``ended`` belongs to the engine's thread alone.
+    """A request on its way through the engine. Any thread may read it; only the engine's thread moves it on, and what
+    stands below ``steps_taken`` is for that thread alone.
 
     Attributes:
         expression: What to compose.
@@ -125,6 +126,7 @@ class Job:
         phase: Where it is.
         started: When it left the queue.
         ended: When it reached its last phase.
+        steps_taken: How far it had come then.
         state: How far it is.
         noise: Where its noise comes from.
         pending: Noise that is being drawn for a step not yet taken.
@@ -144,6 +146,7 @@ class Job:
     phase: Phase = Phase.QUEUED
     started: float = 0.0
     ended: float = 0.0
+    steps_taken: int = 0
     state: SamplerState | None = None
     noise: NoiseSource | None = None
     pending: "Future[Tensor] | None" = None
@@ -170,13 +173,14 @@ class Job:
 
     @property
     def index(self) -> int:
-        """Steps taken."""
-        return self.state.index if self.state is not None else 0
+        """Steps taken; any thread may ask."""
+        state = self.state
+        return self.steps_taken if state is None else state.index
 
     @property
     def stepped(self) -> bool:
         """Whether every step is taken."""
-        return self.state is not None and self.state.done
+        return self.index == self.params.steps
 
     @property
     def work(self) -> int:
@@ -187,6 +191,15 @@ class Job:
     def over(self) -> bool:
         """Whether it has reached its last phase."""
         return self.phase in {Phase.COMPLETED, Phase.FAILED, Phase.CANCELLED}
+
+    @property
+    def size(self) -> int:
+        """Bytes that a finished job holds: its pictures and its trajectory."""
+        if self.phase is not Phase.COMPLETED:
+            return 0
+        outcome = self.result.result()
+        points = sum(point.weights.nbytes + point.log_density.nbytes for point in outcome.trajectory)
+        return outcome.pictures.nbytes + points
 
     def cancel(self) -> None:
         """Ask the engine to drop the job; harmless at any time and more than once."""
@@ -203,9 +216,11 @@ class Job:
     def _end(self, phase: Phase, with_what: "Outcome | Exception") -> None:
         if self.over:
             return
-        self.phase, self.ended = phase, time.monotonic()
+        self.steps_taken, self.ended = self.index, time.monotonic()
         # Latents and noise are the engine's; what is kept of a job that is over is its answer.
-        self.state, self.noise, self.pending = None, None, None
+        self.state, self.noise, self.pending, self.points = None, None, None, []
+        # Whoever waits for the result must find the phase; whoever finds the phase first waits a moment for the result.
+        self.phase = phase
         if isinstance(with_what, Exception):
             self.result.set_exception(with_what)
         else:

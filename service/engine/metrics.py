@@ -16,7 +16,7 @@ class Metrics:
         self.waiting = self._gauge("waiting_jobs", "Jobs in the queue.")
         self.running = self._gauge("running_jobs", "Jobs that take steps.")
         self.running_rows = self._gauge("running_rows", "Network rows of the running jobs.")
-        self.forward_rows = self._gauge("forward_rows_limit", "Rows that one forward may take at present.")
+        self.forward_rows = self._gauge("forward_rows_limit", "Rows that the latest forward could take.")
         self.rows = self._counter("rows", "Network rows computed.")
         self.steps = self._counter("steps", "Joint steps taken.")
         self.batch_rows = self._histogram("batch_rows", "Rows of a joint step.", _ROWS)

@@ -5,7 +5,7 @@ does not fit yet is waited for, never overtaken, so that large jobs cannot starv
 every ``ageing_s`` seconds, so that low ones cannot either.
 """
 
-import math
+import heapq
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -130,31 +130,44 @@ class Scheduler(Generic[J]):
         admitted = []
         used = sum(job.rows for job in self._running)
         while self._waiting:
-            key = self._next(self._waiting, self._served, now)
-            job = self._waiting[key][0]
+            job = min(
+                (queue[0] for queue in self._waiting.values()), key=lambda head: self._rank(head, self._served, now)
+            )
             if self._running and used + job.rows > self._limits.running_rows:
                 break
-            _take(self._waiting, key)
+            self._take(job)
             self._admissions += 1
             self._served[job.caller] = self._admissions
             used += job.rows
             self._running.append(job)
             admitted.append(job)
-        if not self._waiting:
-            # Whose turn it is matters only while somebody waits; callers must not be remembered for ever.
-            self._served.clear()
+        if admitted:
+            # Whose turn it is matters only among those who wait; others must not be remembered for ever.
+            present = {caller for _, caller in self._waiting}
+            self._served = {caller: when for caller, when in self._served.items() if caller in present}
         return admitted
 
     def order(self, now: float) -> list[J]:
         """The waiting jobs in the order in which they would run if no others came."""
-        waiting = {key: deque(queue) for key, queue in self._waiting.items()}
         served, admissions, ordered = dict(self._served), self._admissions, []
-        while waiting:
-            key = self._next(waiting, served, now)
-            job = _take(waiting, key)
+        queues = {key: iter(queue) for key, queue in self._waiting.items()}
+        # A heap of the queues' heads. Serving a caller lowers its other queues; those are found out of place when they
+        # come up, and put back: ranks only ever fall, so none can be missed.
+        entries = []
+        for place, (key, queue) in enumerate(queues.items()):
+            head = next(queue)
+            entries.append((self._rank(head, served, now), place, key, head))
+        heapq.heapify(entries)
+        while entries:
+            rank, place, key, head = heapq.heappop(entries)
+            if (current := self._rank(head, served, now)) != rank:
+                heapq.heappush(entries, (current, place, key, head))
+                continue
+            ordered.append(head)
             admissions += 1
-            served[job.caller] = admissions
-            ordered.append(job)
+            served[head.caller] = admissions
+            if (following := next(queues[key], None)) is not None:
+                heapq.heappush(entries, (self._rank(following, served, now), place, key, following))
         return ordered
 
     def drop(self, now: float) -> list[J]:
@@ -174,20 +187,13 @@ class Scheduler(Generic[J]):
         self._waiting.clear()
         return held
 
-    def next_deadline(self) -> float:
-        """The earliest deadline of any job; infinite where there is none."""
-        return min((job.deadline for job in (*self.waiting, *self._running)), default=math.inf)
+    def _rank(self, job: J, served: dict[str, int], now: float) -> tuple[int, int, float]:
+        """What orders the heads of the queues: highest aged priority, then the caller served longest ago, then age.
 
-    def _next(self, waiting: dict[tuple[int, str], deque[J]], served: dict[str, int], now: float) -> tuple[int, str]:
-        """The queue whose head runs next: highest aged priority, then the caller served longest ago, then age."""
-
-        def rank(key: tuple[int, str]) -> tuple[int, int, float]:
-            priority, caller = key
-            head = waiting[key][0]
-            aged = priority + int(max(0.0, now - head.submitted) / self._limits.ageing_s)
-            return -min(aged, HIGHEST_PRIORITY), served.get(caller, 0), head.submitted
-
-        return min(waiting, key=rank)
+        Ageing has no end: a job that waited long enough stands above the highest priority that newcomers can ask for.
+        """
+        aged = job.priority + int(max(0.0, now - job.submitted) / self._limits.ageing_s)
+        return -aged, served.get(job.caller, 0), job.submitted
 
     def _remove(self, jobs: Sequence[J]) -> None:
         gone = set(map(id, jobs))
@@ -195,10 +201,9 @@ class Scheduler(Generic[J]):
         self._waiting = {key: queue for key, queue in kept.items() if queue}
         self.retire(jobs)
 
-
-def _take(waiting: dict[tuple[int, str], deque[J]], key: tuple[int, str]) -> J:
-    """Remove and return a queue's head, and the queue when that empties it."""
-    job = waiting[key].popleft()
-    if not waiting[key]:
-        del waiting[key]
-    return job
+    def _take(self, head: J) -> None:
+        """Remove the head of a queue, and the queue when that empties it."""
+        key = (head.priority, head.caller)
+        self._waiting[key].popleft()
+        if not self._waiting[key]:
+            del self._waiting[key]

@@ -15,7 +15,6 @@ class Server:
 
     process: subprocess.Popen
     url: str
-    log: object
 
     def stop(self):
         """SIGTERM, and the exit status."""
@@ -25,13 +24,13 @@ class Server:
 
 def start(log_path, **environment):
     """``superdiff serve`` on a free port, ready to answer."""
-    log = log_path.open("w+")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "service.cli", "serve", "--port", "0"],
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        env=os.environ | {"SUPERDIFF_DEVICE": "cpu", "PYTHONUNBUFFERED": "1"} | environment,
-    )
+    with log_path.open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "service.cli", "serve", "--port", "0"],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {"SUPERDIFF_DEVICE": "cpu", "PYTHONUNBUFFERED": "1"} | environment,
+        )
     deadline = time.monotonic() + 120
     url = None
     while time.monotonic() < deadline:
@@ -40,9 +39,10 @@ def start(log_path, **environment):
             found = re.search(r"http://127\.0\.0\.1:\d+", log_path.read_text())
             url = found and found.group()
         elif httpx.get(f"{url}/readyz").status_code == 200:
-            return Server(process, url, log)
+            return Server(process, url)
         time.sleep(0.1)
     process.kill()
+    process.wait()
     raise AssertionError(f"not ready: {log_path.read_text()}")
 
 

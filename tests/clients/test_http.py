@@ -1,7 +1,11 @@
 """A real client and a real server process, over the models that ship."""
 
 import base64
+import contextlib
 import io
+import subprocess
+import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -94,24 +98,57 @@ def test_a_refusal_names_the_field(client):
     assert answer.json()["errors"] == [{"pointer": "#/steps", "detail": "input should be greater than or equal to 1"}]
 
 
-def test_a_client_that_goes_away_frees_its_place(client, server):
-    with pytest.raises(httpx.ReadTimeout):
-        httpx.post(server.url + OR, json=BODY | {"steps": 1000, "num_images": 8}, timeout=0.5)
-    # Eight images of 1,000 steps would hold the engine for minutes; this request must not wait for them.
-    assert client.post(OR, json=BODY | {"steps": 1}, timeout=30).status_code == 200
+def mine(client, name):
+    return client.get("/v1/jobs", headers={"X-Client-Id": name}).json()["data"]
 
 
-def test_sigterm_ends_the_service_in_order(tmp_path):
-    running = start(tmp_path / "log", SUPERDIFF_PRELOAD="false")
-    assert httpx.get(f"{running.url}/healthz").status_code == 200
-    assert running.stop() in (0, -15)
-    assert "Traceback" not in (tmp_path / "log").read_text()
+def until(condition, seconds=60):
+    for _ in range(int(seconds / 0.05)):
+        if condition():
+            return
+        time.sleep(0.05)
+    raise AssertionError("it never came to be")
+
+
+LONG = BODY | {"steps": 1000, "num_images": 8}
+
+
+@pytest.mark.parametrize("accept", ["application/json", "text/event-stream"])
+def test_a_client_that_goes_away_cancels_its_job(client, server, accept):
+    headers = {"X-Client-Id": accept, "Accept": accept}
+    # Leaves after a second: in the middle of the events, or while it waits for the answer.
+    with (
+        contextlib.suppress(httpx.ReadTimeout),
+        httpx.stream("POST", server.url + OR, json=LONG, headers=headers, timeout=1) as stream,
+    ):
+        began = time.monotonic()
+        next(chunk for chunk in stream.iter_raw() if time.monotonic() - began > 1)
+    until(lambda: [job["status"] for job in mine(client, accept)] == ["cancelled"])
+
+
+def test_sigterm_finishes_what_runs_turns_away_what_waits_and_ends(tmp_path):
+    running = start(tmp_path / "log", SUPERDIFF_RUNNING_ROWS="3", SUPERDIFF_GRACE_S="60")
+    body = BODY | {"steps": 150}
+    with httpx.Client(base_url=running.url, timeout=120) as client, ThreadPoolExecutor(3) as pool:
+        names = {"X-Client-Id": "me"}
+        served = pool.submit(client.post, AND, json=body, headers=names)
+        until(lambda: [job["status"] for job in mine(client, "me")] == ["running"])
+        turned_away = pool.submit(client.post, AND, json=body, headers=names)
+        until(lambda: sorted(job["status"] for job in mine(client, "me")) == ["queued", "running"])
+        running.process.terminate()
+        until(lambda: client.get("/readyz").status_code == 503)
+        late = client.post(OR, json=BODY)
+        assert (late.status_code, late.headers["content-type"]) == (503, "application/problem+json")
+        assert int(late.headers["retry-after"]) >= 1
+        assert turned_away.result(60).status_code == 503
+        assert served.result(60).status_code == 200
+    assert running.process.wait(60) in (0, -15)
+    log = (tmp_path / "log").read_text()
+    assert "Traceback" not in log
+    assert "Application shutdown complete" in log
 
 
 def test_a_wrong_catalogue_stops_the_start_with_one_line(tmp_path):
-    import subprocess
-    import sys
-
     catalog = tmp_path / "superdiff.toml"
     catalog.write_text('[models.a]\nsource = "x"\ndtype = "int4"\n')
     ended = subprocess.run(

@@ -1,12 +1,17 @@
+import json
 import threading
 
 import pytest
+import torch
 
 from pipelines.catalog import BUILTIN_FOLDER, BUILTIN_MODELS, Catalog
 from pipelines.errors import CatalogError, ModelLoadError, UnknownModelError
 from pipelines.families.stable_diffusion import StableDiffusion
 from pipelines.families.unconditional import Unconditional
 from tests.pipelines.families import tiny
+
+NAMES = ("one", "two", "three")
+DTYPES = ("float32", "float16", "bfloat16")
 
 
 @pytest.fixture
@@ -77,7 +82,7 @@ def test_families_are_read_from_the_folder_or_named(write, tmp_path):
     assert isinstance(catalog.get("a"), StableDiffusion)
     assert isinstance(catalog.get("b"), Unconditional)
     assert catalog.loaded("a") is catalog.get("a")
-    with pytest.raises(ModelLoadError, match="sd: its network takes a condition"):
+    with pytest.raises(ModelLoadError, match="c: its network is a UNet2DConditionModel"):
         catalog.get("c")
 
 
@@ -92,6 +97,62 @@ def test_a_model_is_loaded_once_however_many_ask(write, tmp_path):
         thread.join()
     assert len(got) == 6
     assert len(set(map(id, got))) == 1
+
+
+def test_models_loaded_at_once_leave_the_process_as_it_was(write, tmp_path):
+    """Loading swaps torch's default type and how modules are made; two at once must not leave it swapped."""
+    for name in ("one", "two", "three"):
+        tiny.stable_diffusion(tmp_path / name)
+    lines = [f'[models.{n}]\nsource = "{n}"\ndtype = "{d}"\n' for n, d in zip(NAMES, DTYPES, strict=True)]
+    catalog = Catalog.read(write("".join(lines)))
+    threads = [threading.Thread(target=catalog.get, args=(name,)) for name in NAMES]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert torch.get_default_dtype() == torch.float32
+    assert torch.nn.Linear(1, 1).weight.device.type == "cpu"
+    assert all(catalog.loaded(name) for name in NAMES)
+
+
+@pytest.mark.parametrize(
+    ("harm", "told"),
+    [
+        (
+            lambda f: _change(f / "scheduler/scheduler_config.json", prediction_type="flow_prediction"),
+            "known are epsilon",
+        ),
+        (
+            lambda f: _change(f / "scheduler/scheduler_config.json", beta_schedule="sigmoid"),
+            "cannot be loaded: sigmoid",
+        ),
+        (lambda f: _change(f / "model_index.json", _class_name="FluxPipeline"), "no family loads a FluxPipeline"),
+        (lambda f: (f / "model_index.json").write_text("[]"), "names no pipeline class"),
+        (lambda f: (f / "model_index.json").unlink(), r"model_index\.json there is missing"),
+    ],
+)
+def test_whatever_goes_wrong_in_loading_names_the_model_and_no_path(write, tmp_path, harm, told):
+    tiny.stable_diffusion(tmp_path / "sd")
+    harm(tmp_path / "sd")
+    with pytest.raises(ModelLoadError, match=f"^mine: .*{told}") as refused:
+        Catalog.read(write('[models.mine]\nsource = "sd"')).get("mine")
+    assert str(tmp_path) not in str(refused.value)
+
+
+def test_a_device_that_is_not_there_and_a_source_that_is_a_file(write, tmp_path):
+    tiny.stable_diffusion(tmp_path / "sd")
+    (tmp_path / "file.safetensors").write_bytes(b"x")
+    catalog = Catalog.read(
+        write('[models.far]\nsource = "sd"\ndevice = "cuda:77"\n[models.file]\nsource = "file.safetensors"')
+    )
+    for name in ("far", "file"):
+        with pytest.raises(ModelLoadError, match=f"^{name}: ") as refused:
+            catalog.get(name)
+        assert str(tmp_path) not in str(refused.value)
+
+
+def _change(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 @pytest.mark.parametrize("name", BUILTIN_MODELS)

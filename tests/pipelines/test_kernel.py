@@ -80,7 +80,14 @@ def test_gaussian_fallback_is_its_formula():
 
 
 @pytest.mark.parametrize(
-    ("sigmas", "values"), [((1.0,), (1.0,)), ((1.0, 1.0), (1.0, 1.0)), ((1.0, 2.0), (1.0, -1.0)), ((0.0, 1.0), (1, 1))]
+    ("sigmas", "values"),
+    [
+        ((1.0,), (1.0,)),
+        ((1.0, 1.0), (1.0, 1.0)),
+        ((1.0, 2.0), (1.0, -1.0)),
+        ((0.0, 1.0), (1, 1)),
+        ((1.0, 2.0), (1.0, float("nan"))),
+    ],
 )
 def test_a_curve_without_meaning_is_refused(sigmas, values):
     with pytest.raises(InvalidInputError):

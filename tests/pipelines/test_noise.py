@@ -5,7 +5,15 @@ import pytest
 import torch
 
 from pipelines.errors import InvalidInputError
-from pipelines.noise import flow_sigma, flow_time, karras_sigmas, linear_sigmas, noise_table
+from pipelines.noise import (
+    flow_sigma,
+    flow_time,
+    karras_sigmas,
+    linear_sigmas,
+    logarithmic_sigmas,
+    noise_table,
+    timestep_sigmas,
+)
 
 STABLE_DIFFUSION = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 
@@ -16,7 +24,7 @@ def test_karras_grid_is_the_paper_s():
     assert sigmas.tolist() == pytest.approx([*expected, 0.0], rel=1e-12)
 
 
-@pytest.mark.parametrize("grid", [karras_sigmas, linear_sigmas])
+@pytest.mark.parametrize("grid", [karras_sigmas, linear_sigmas, logarithmic_sigmas])
 @pytest.mark.parametrize("steps", [1, 2, 25])
 def test_grids_fall_from_sigma_max_to_zero(grid, steps):
     sigmas = grid(steps, 0.03, 14.6)
@@ -80,6 +88,21 @@ def test_timesteps_agree_with_diffusers_euler():
     scheduler.set_timesteps(20)
     ours = noise_table(STABLE_DIFFUSION).timestep(scheduler.sigmas[:-1].double())
     torch.testing.assert_close(ours, scheduler.timesteps.double(), rtol=0, atol=2e-3)
+
+
+def test_the_table_s_own_grid_is_diffusers_linspace():
+    scheduler = diffusers.EulerDiscreteScheduler(**STABLE_DIFFUSION, timestep_spacing="linspace")
+    scheduler.set_timesteps(20)
+    ours = timestep_sigmas(20, noise_table(STABLE_DIFFUSION))
+    # diffusers interpolates σ linearly between timesteps, we interpolate log σ.
+    torch.testing.assert_close(ours, scheduler.sigmas.double(), rtol=1e-4, atol=1e-5)
+
+
+def test_levels_beyond_a_zero_snr_table_hold_its_last_finite_one():
+    table = noise_table(STABLE_DIFFUSION | {"rescale_betas_zero_snr": True})
+    last = table.sigma(torch.tensor([997.0, 998.0, 999.0], dtype=torch.float64))
+    assert torch.isfinite(last).all()
+    torch.testing.assert_close(last[1], table.sigmas[998])
 
 
 def test_flow_time_and_sigma_are_inverse():

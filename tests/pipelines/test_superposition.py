@@ -22,7 +22,8 @@ def a_sample(rng, operator, count, dimension, guidance, models):
     if operator == "average":
         numbers = numbers / numbers.sum()
     if operator == "and":
-        numbers = rng.normal(size=count)
+        # The share of one step: small enough that no sample needs more than the reach that a lift has.
+        numbers = 0.1 * rng.normal(size=count)
     return share, Reference(
         operator,
         z=sigma_t * rng.normal(size=dimension),
@@ -161,10 +162,10 @@ def test_and_gives_twins_among_others_the_same_weight():
 def test_lift_raises_the_component_that_carries_it():
     rng = np.random.default_rng(1)
     share, s = a_sample(rng, "and", 3, 64, 2.0, 1)
-    s.numbers = np.array([0.0, 0.7, 0.0])
+    s.numbers = np.array([0.0, 0.2, 0.0])
     ((_, log_q, _),), _ = batched([share], [s])
     gained = log_q - s.log_q
-    assert gained[1] - gained[0] == pytest.approx(0.7, abs=1e-9)
+    assert gained[1] - gained[0] == pytest.approx(0.2, abs=1e-9)
     assert gained[0] == pytest.approx(gained[2], abs=1e-9)
 
 
@@ -203,8 +204,19 @@ def test_float32_rows_keep_and_balanced_where_components_nearly_agree():
     s.denoised[1] = s.denoised[0] + 1e-3 * s.denoised[1]
     s.sigma, s.h, s.v = 14.6, 14.6**2 - 12.0**2, (14.6**2 - 12.0**2) * 0.68
     s.z, s.numbers = 14.6 * rng.normal(size=4096), np.zeros(2)
-    ((_, log_q, _),), _ = batched([share], [s], dtype=torch.float32)
+    ((_, log_q, kappa),), _ = batched([share], [s], dtype=torch.float32)
     assert abs(np.diff(log_q - s.log_q)[0]) < 1e-4
+    assert kappa.sum() == pytest.approx(1, abs=1e-9)
+
+
+def test_a_lift_between_twins_is_given_up_and_said_to_be():
+    rng = np.random.default_rng(9)
+    share, s = a_sample(rng, "and", 2, 64, 4.0, 1)
+    s.denoised[1] = s.denoised[0]
+    s.numbers = np.array([1.0, 0.0])
+    ((_, _, kappa),), taken = batched([share], [s])
+    np.testing.assert_allclose(kappa, 0.5, atol=1e-6)
+    assert taken.clamped.tolist() == [True]
 
 
 def test_guidance_zero_with_and_follows_the_unconditional_branch():

@@ -19,6 +19,7 @@ from service.schemas import ImageFormat
         ("image/*", "webp"),
         ("image/png;q=0, */*;q=0.1", "application/json"),
         ("IMAGE/PNG", "png"),
+        ("application/json;q=0, */*", "webp"),
         ("text/event-stream", "text/event-stream"),
         ("application/json;q=0.9, text/event-stream", "text/event-stream"),
     ],

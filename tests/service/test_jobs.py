@@ -1,8 +1,10 @@
 """Jobs over HTTP: asynchronous requests, events, cancel; in process, over small real models."""
 
 import base64
+import gc
 import io
 import json
+import threading
 import time
 
 import pytest
@@ -16,12 +18,12 @@ from service.settings import Settings
 AND, OR = "/v1/superpose/and", "/v1/superpose/or"
 BODY = {"components": ["a red circle", "a blue star"], "steps": 4, "seed": 5}
 ASYNC = {"Prefer": "respond-async"}
-LONG = BODY | {"steps": 1000, "num_images": 8}
+LONG = BODY | {"steps": 1000, "num_images": 8}  # 24 rows: as many as may run at once
 
 
 @pytest.fixture(scope="module")
 def client(models):
-    settings = Settings(running_rows=24, waiting_jobs=4, keep_jobs=64)
+    settings = Settings(running_rows=24, waiting_jobs=4)
     with TestClient(create_app(settings, catalog=Catalog.of(models))) as client:
         yield client
 
@@ -61,6 +63,7 @@ def test_an_asynchronous_request_answers_at_once_and_lives_on(client):
     webp = client.get(f"{path}/images/0", params={"format": "webp"})
     assert Image.open(io.BytesIO(webp.content)).format == "WEBP"
     assert client.get(f"{path}/images/2").status_code == 404
+    assert info["result"]["trajectory"] is None
     trajectory = client.get(f"{path}/trajectory").json()
     assert [point["step"] for point in trajectory] == [1, 2, 3, 4]
     table = client.get(f"{path}/trajectory", headers={"Accept": "text/csv"}).text.splitlines()
@@ -76,9 +79,14 @@ def test_pictures_by_url_on_request(client):
 
 def test_events_tell_the_way_and_end_with_the_result(client):
     body = BODY | {"preview_every": 2, "steps": 5, "num_images": 2}
+    # Something else runs first, so that the listener is there before the first step.
+    path = client.post(AND, json=LONG, headers=ASYNC).headers["location"]
+    cancel = threading.Timer(0.5, client.delete, [path])
+    cancel.start()
     with client.stream("POST", AND, json=body, headers={"Accept": "text/event-stream"}) as stream:
         assert stream.headers["content-type"].startswith("text/event-stream")
         told = parsed("".join(stream.iter_text()))
+    cancel.join()
     kinds = [kind for kind, _, _ in told]
     assert kinds[-1] == "completed"
     assert "progress" in kinds
@@ -104,6 +112,8 @@ def test_events_of_a_job_resume_after_the_last_seen(client):
     last = everything[-1][2]
     assert parsed(client.get(f"{path}/events", headers={"Last-Event-ID": str(last - 1)}).text) == everything[-1:]
     assert parsed(client.get(f"{path}/events", headers={"Last-Event-ID": str(last)}).text) == []
+    assert parsed(client.get(f"{path}/events", headers={"Last-Event-ID": str(last + 9)}).text) == everything
+    assert client.get(f"{path}/events", headers={"Last-Event-ID": "9" * 5000}).status_code == 422
 
 
 def test_delete_cancels_a_running_job_any_number_of_times(client):
@@ -113,6 +123,13 @@ def test_delete_cancels_a_running_job_any_number_of_times(client):
     assert client.get(path).json()["status"] == "cancelled"
     assert parsed(client.get(f"{path}/events").text)[-1][0] == "cancelled"
     assert client.get(f"{path}/images/0").status_code == 409
+
+
+def test_cancelling_leaves_nothing_in_the_log(client, caplog):
+    path = client.post(AND, json=LONG, headers=ASYNC).headers["location"]
+    client.delete(path)
+    gc.collect()
+    assert [entry for entry in caplog.records if entry.levelname == "ERROR"] == []
 
 
 def test_delete_leaves_a_completed_job_completed(client):
@@ -142,8 +159,10 @@ def test_a_full_queue_is_429_with_a_position_and_a_time(client):
         assert refused is not None
         assert int(refused.headers["retry-after"]) >= 1
         assert refused.json()["queue_position"] == 4
-        waiting = client.get(paths[-1]).json()
-        assert (waiting["status"], waiting["queue_position"]) == ("queued", 3)
+        standing = [client.get(path).json() for path in paths]
+        places = [info["queue_position"] for info in standing if info["status"] == "queued"]
+        assert sorted(places) == list(range(len(places)))
+        assert len(places) == 4
     finally:
         for path in paths:
             client.delete(path)

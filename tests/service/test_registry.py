@@ -1,8 +1,9 @@
+import numpy as np
 import pytest
 
 from pipelines.composition import Prompt
 from pipelines.sampler import SamplingParams
-from service.engine.job import Ask, CancelledJobError, Job
+from service.engine.job import Ask, CancelledJobError, Job, Outcome
 from service.registry import Record, Registry, UnknownJobError
 from service.schemas import OrRequest
 
@@ -41,13 +42,34 @@ def test_finished_jobs_are_kept_for_a_time_and_running_ones_for_ever():
     assert registry.get(running.job.id) is running
 
 
-def test_the_oldest_finished_jobs_go_first():
+def completed(made, at, size):
+    pictures = np.zeros((1, 1, size // 3, 3), dtype=np.uint8)
+    none = np.zeros((1, 1))
+    made.job.succeed(Outcome(pictures, none, none, none[:, 0], (), 0.0, 0.0))
+    made.job.ended = at
+    return made
+
+
+def test_the_longest_finished_go_first_whenever_they_came():
     clock = Clock()
-    registry = Registry(keep_jobs=2, clock=clock)
-    records = [over(record(), clock.now) for _ in range(4)]
-    for each in records:
+    registry = Registry(keep_bytes=60, clock=clock)
+    early, middle, late = (record() for _ in range(3))
+    for each in (early, middle, late):
         registry.add(each)
-    assert registry.of("a") == records[:1:-1]
+    completed(middle, clock.now, 30)
+    completed(late, clock.now + 1, 30)
+    completed(early, clock.now + 2, 30)
+    assert registry.of("a") == [late, early]
+    with pytest.raises(UnknownJobError):
+        registry.get(middle.job.id)
+
+
+def test_jobs_without_pictures_take_no_room():
+    clock = Clock()
+    registry = Registry(keep_bytes=0, clock=clock)
+    failed = over(record(), clock.now)
+    registry.add(failed)
+    assert registry.get(failed.job.id) is failed
 
 
 def test_lists_are_by_caller():

@@ -6,14 +6,14 @@ import shutil
 import pytest
 import torch
 
+from pipelines.catalog import Catalog, Entry
 from pipelines.errors import InvalidInputError, ModelLoadError
 from pipelines.families.folder import (
     CALIBRATION_FILE,
-    fingerprint,
-    pipeline_class,
     read_calibration,
     write_calibration,
 )
+from pipelines.families.preview import apply_colours, fit_colours
 from pipelines.families.stable_diffusion import StableDiffusion
 from pipelines.families.unconditional import Unconditional
 from pipelines.kernel import DenoisingError
@@ -51,51 +51,54 @@ def truncate(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-@pytest.mark.parametrize(
-    ("harm", "told"),
-    [
-        (lambda f: truncate(f / "unet/diffusion_pytorch_model.safetensors"), "sd: cannot be loaded"),
-        (lambda f: (f / "vae/diffusion_pytorch_model.safetensors").unlink(), "sd: cannot be loaded"),
-        (lambda f: shutil.rmtree(f / "text_encoder"), "sd: cannot be loaded"),
-        (lambda f: (f / "model_index.json").write_text("{"), "sd: cannot be loaded"),
-        (lambda f: (f / "unet/config.json").write_text("not json"), "sd: cannot be loaded"),
-        (lambda f: (f / CALIBRATION_FILE).write_text('{"sigmas": [1]}'), "calibration.json is not a calibration"),
-    ],
-)
-def test_a_broken_folder_is_named_without_its_path(folder, harm, told):
-    harm(folder)
-    with pytest.raises(ModelLoadError, match=told) as refused:
-        load(folder)
-    assert str(folder.parent) not in str(refused.value)
-
-
-def test_pickled_weights_are_refused(folder):
+def pickled(folder):
+    """Weights as a pickle: never loaded, since loading one runs what it says."""
     weights = folder / "unet/diffusion_pytorch_model.safetensors"
     torch.save({"weight": torch.zeros(1)}, weights.with_name("diffusion_pytorch_model.bin"))
     weights.unlink()
-    with pytest.raises(ModelLoadError, match="sd: cannot be loaded"):
-        load(folder)
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda f: truncate(f / "unet/diffusion_pytorch_model.safetensors"),
+        lambda f: (f / "vae/diffusion_pytorch_model.safetensors").unlink(),
+        lambda f: shutil.rmtree(f / "text_encoder"),
+        lambda f: (f / "unet/config.json").write_text("not json"),
+        lambda f: (f / CALIBRATION_FILE).write_text('{"sigmas": [1]}'),
+        lambda f: (f / CALIBRATION_FILE).write_text('{"sigmas": [1, 2], "denoising_error": [NaN, 1]}'),
+        pickled,
+    ],
+)
+def test_a_broken_folder_is_named_without_its_path(folder, harm):
+    harm(folder)
+    with pytest.raises(ModelLoadError, match=r"^broken: ") as refused:
+        Catalog([Entry("broken", folder)], "cpu").get("broken")
+    assert str(folder.parent) not in str(refused.value)
 
 
 def test_parts_that_do_not_fit_are_refused(folder, tmp_path):
     tiny.stable_diffusion(tmp_path / "other", latent_channels=8)
     shutil.rmtree(folder / "vae")
     shutil.copytree(tmp_path / "other/vae", folder / "vae")
-    with pytest.raises(ModelLoadError, match="U-Net takes 4 channels but its autoencoder has 8"):
+    with pytest.raises(ModelLoadError, match="takes 4 channels and gives 4, but its autoencoder has 8"):
         load(folder)
 
 
-def test_the_data_space_is_the_autoencoder_s_weights(folder, tmp_path):
+def test_the_data_space_is_what_the_autoencoder_does(folder, tmp_path):
+    space = load(folder).card.space
     same = shutil.copytree(folder, tmp_path / "same")
-    assert load(same).card.space == load(folder).card.space
-    other = tmp_path / "other"
-    tiny.stable_diffusion(other, seed=1)
-    assert load(other).card.space != load(folder).card.space
     config = json.loads((same / "vae/config.json").read_text())
+    for key in ("sample_size", "force_upcast"):
+        config.pop(key)
     (same / "vae/config.json").write_text(json.dumps(config | {"_name_or_path": "somebody/else"}))
-    assert fingerprint(same / "vae") == fingerprint(folder / "vae")
+    (same / "vae/diffusion_pytorch_model.fp16.safetensors").write_bytes(b"another file beside it")
+    assert load(same).card.space == space
+    assert StableDiffusion.load(folder, CPU, torch.float16).card.space == space
     (same / "vae/config.json").write_text(json.dumps(config | {"scaling_factor": 0.5}))
-    assert fingerprint(same / "vae") != fingerprint(folder / "vae")
+    assert load(same).card.space != space
+    tiny.stable_diffusion(tmp_path / "other", seed=1)
+    assert load(tmp_path / "other").card.space != space
 
 
 def test_a_stored_calibration_is_read(folder):
@@ -125,13 +128,38 @@ def test_rows_do_not_depend_on_their_company(whole):
         torch.testing.assert_close(together[i : i + 1], alone, rtol=1e-4, atol=1e-4)
 
 
-def test_the_family_is_read_from_the_index(folder, tmp_path):
-    assert pipeline_class(folder) == "StableDiffusionPipeline"
-    with pytest.raises(ModelLoadError, match=r"empty: no model_index\.json"):
-        pipeline_class(tmp_path / "empty")
-    (folder / "model_index.json").write_text("[]")
-    with pytest.raises(ModelLoadError, match="names no pipeline class"):
-        pipeline_class(folder)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_near_single(whole, dtype):
+    """Relative error of a few units in the last place, times the depth of the network."""
+    single, half = load(whole), StableDiffusion.load(whole, CPU, dtype)
+    z = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    sigma = torch.tensor([2.0, 0.2])
+    expected = single.denoised(z, sigma, single.encode_prompts(["a", "b"]))
+    got = half.denoised(z, sigma, half.encode_prompts(["a", "b"]))
+    assert got.dtype == torch.float32
+    assert (got - expected).norm() / expected.norm() < 20 * torch.finfo(dtype).eps
+    assert half.decode(z).dtype == torch.float32
+
+
+def test_previews_of_a_large_autoencoder_are_small_pictures(whole, monkeypatch):
+    monkeypatch.setattr("pipelines.families.stable_diffusion._CHEAP_AUTOENCODER", 0)
+    small = load(whole).preview(torch.randn(2, 4, 8, 6, generator=torch.Generator().manual_seed(5)))
+    assert small.shape == (2, 3, 8, 6)
+    assert small.min() >= 0
+    assert small.max() <= 1
+
+
+def test_the_colours_of_a_linear_decoder_are_found_exactly():
+    mix = torch.tensor([[0.02, -0.01, 0.03], [0.01, 0.02, -0.02]])
+
+    def decode(latents):
+        cells = torch.einsum("bchw,ck->bkhw", latents, mix) + 0.5
+        return cells.repeat_interleave(4, 2).repeat_interleave(4, 3)
+
+    colours = fit_colours(decode, channels=2, factor=4, device=CPU)
+    torch.testing.assert_close(colours, torch.cat([mix, torch.full((1, 3), 0.5)]), rtol=0, atol=1e-5)
+    z = torch.randn(3, 2, 5, 6, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(apply_colours(colours, z), torch.nn.functional.avg_pool2d(decode(z), 4))
 
 
 def test_an_unconditional_model_takes_neither_prompts_nor_sizes(tmp_path):

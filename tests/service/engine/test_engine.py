@@ -134,6 +134,7 @@ def test_stop_lets_running_jobs_finish_and_turns_the_waiting_away(catalog):
     params = SamplingParams(steps=3, guidance_scale=1.0)
     running, waiting = engine.submit(one("a"), params), engine.submit(one("a"), params)
     assert held.stepping.wait(WAIT)
+    engine.drain()
     stopping = threading.Thread(target=engine.stop, args=(WAIT,))
     stopping.start()
     held.go.set()
@@ -354,21 +355,72 @@ def test_an_unforeseen_error_costs_the_round_s_jobs_and_not_the_loop(catalog):
         assert engine.submit(one("a"), SamplingParams(steps=1)).result.result(WAIT)
 
 
-def test_models_with_nothing_in_common_take_turns(models):
-    """A quick model's jobs do not wait for a slow one's every step."""
+class Counting(Executor):
+    """An executor that notes whose step it was, and what a step of each model costs in time."""
 
-    class Slow(Scarce):
-        def denoised(self, z, sigma, condition):
-            threading.Event().wait(0.02)
-            return self._model.denoised(z, sigma, condition)
+    def __init__(self, catalog, cost):
+        super().__init__(catalog)
+        self.cost, self.turns = cost, []
 
-    slow = Slow(models["two"], None, 0)
-    with Engine(Executor(Catalog.of({"one": models["one"], "two": slow}))) as engine:
-        long = engine.submit(Prompt("a", "two"), SamplingParams(steps=60))
-        quick = engine.submit(one("a"), SamplingParams(steps=60))
-        assert quick.result.result(WAIT)
-        assert long.index < 45
-        assert long.result.result(WAIT)
+    def advance(self, jobs):
+        super().advance(jobs)
+        model = jobs[0].expression.model
+        self.turns.append(model)
+        threading.Event().wait(self.cost[model])
+
+
+def test_models_with_nothing_in_common_take_turns_by_time(catalog):
+    """A model whose steps take five times as long gets about a fifth of the turns while both have work."""
+    counting = Counting(catalog, {"one": 0.01, "two": 0.05})
+    with Engine(counting) as engine:
+        jobs = [engine.submit(Prompt("a", model), SamplingParams(steps=80)) for model in ("two", "one")]
+        for job in jobs:
+            assert job.result.result(WAIT)
+    both = counting.turns[: max(i for i, turn in enumerate(counting.turns) if turn == "one")]
+    assert 8 <= both.count("two") <= 35
+    assert both.count("one") >= 60
+
+
+def test_a_model_that_comes_back_from_idling_claims_nothing_for_that_time(catalog):
+    counting = Counting(catalog, {"one": 0.005, "two": 0.005})
+    with Engine(counting) as engine:
+        engine.submit(Prompt("a", "two"), SamplingParams(steps=1)).result.result(WAIT)
+        engine.submit(one("a"), SamplingParams(steps=60)).result.result(WAIT)
+        counting.turns.clear()
+        jobs = [engine.submit(Prompt("a", model), SamplingParams(steps=30)) for model in ("one", "two")]
+        for job in jobs:
+            assert job.result.result(WAIT)
+    assert counting.turns[:20].count("one") >= 6
+
+
+def test_decoding_that_falls_behind_holds_up_new_jobs(catalog):
+    held = Decoding(catalog)
+    with Engine(held, Limits(running_rows=8), decode_images=1) as engine:
+        params = SamplingParams(steps=1, guidance_scale=1.0)
+        first = engine.submit(one("a"), params)
+        assert held.decoding.wait(WAIT)
+        rest = [engine.submit(one("a"), params) for _ in range(20)]
+        held.go.set()
+        for job in (first, *rest):
+            assert job.result.result(WAIT)
+
+
+class Torn(Executor):
+    """An executor that cannot decode several jobs at once, nor those of seed 13."""
+
+    def decode(self, jobs):
+        if len(jobs) > 1 or jobs[0].params.seed == 13:
+            raise RuntimeError("torn")
+        return super().decode(jobs)
+
+
+def test_a_job_that_cannot_be_decoded_fails_alone(catalog):
+    with Engine(Torn(catalog)) as engine:
+        jobs = [engine.submit(one("a"), SamplingParams(steps=3, seed=seed)) for seed in (12, 13, 14)]
+        with pytest.raises(RuntimeError, match="torn"):
+            jobs[1].result.result(WAIT)
+        for job in (jobs[0], jobs[2]):
+            assert job.result.result(WAIT).pictures.shape == (1, 16, 16, 3)
 
 
 def test_metrics_count_what_happened(catalog):
@@ -399,7 +451,8 @@ def test_position_and_retry_time(catalog):
         running = engine.submit(one("a"), params)
         assert held.stepping.wait(WAIT)
         waiting = [engine.submit(one("a"), params, Ask(priority=p)) for p in (5, 7)]
-        assert [engine.position(job) for job in (running, *waiting)] == [None, 1, 0]
+        assert engine.positions() == {waiting[0].id: 1, waiting[1].id: 0}
+        assert running.phase is Phase.RUNNING
         with pytest.raises(QueueFullError) as refused:
             engine.submit(one("a"), params)
         assert refused.value.waiting == 2
