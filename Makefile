@@ -30,9 +30,13 @@ test: setup
 	$(BIN)/pytest
 
 bench: setup
-	$(BIN)/python -m benchmarks.sampler
-	$(BIN)/python -m benchmarks.startup
 	$(BIN)/python -m benchmarks.accuracy
+	$(BIN)/python -m benchmarks.composition
+	$(BIN)/python -m benchmarks.sampler
+	$(BIN)/python -m benchmarks.engine
+	$(BIN)/python -m benchmarks.memory
+	$(BIN)/python -m benchmarks.http
+	$(BIN)/python -m benchmarks.startup
 
 format: setup
 	$(BIN)/ruff check --fix .
