@@ -26,7 +26,8 @@ MEASUREMENTS: Final = ("single", "pairs", "halves", "or", "across")
 GUIDANCES: Final = (4.0, 8.0)
 SEEDS: Final = 32
 _PAIRS: Final = 24
-_PAIR_SEEDS: Final = 16
+_PAIR_SEEDS: Final = 8
+_HALF_SEEDS: Final = 16
 _Z: Final = 1.959964
 
 
@@ -87,7 +88,7 @@ def halves(models: Mapping[str, Model], guidance: float) -> dict[str, Rate]:
         captions = [article(f"{colour} {shape}") for shape in own for colour in COLOURS]
         strangers, there = [], []
         for caption in tqdm(["", *captions], desc=f"{name}, guidance {guidance:g}"):
-            found = draw(Prompt(caption, name), models, guidance=guidance)
+            found = draw(Prompt(caption, name), models, guidance=guidance, images=_HALF_SEEDS)
             strangers += [bool(shapes_of(f) & set(other)) for f in found]
             there += [holds(f, caption) for f in found] if caption else []
         rates[f"{name}: a {other[0]} or {other[1]}"] = rate(strangers)
@@ -118,7 +119,7 @@ def pairs(count: int = _PAIRS) -> list[tuple[str, str]]:
 
 
 def composed_pairs(models: Mapping[str, Model], guidance: float) -> dict[str, dict[str, Rate]]:
-    """24 pairs × 16 seeds on `shapes`, by operator: are both objects there, either of them, is it a scene?"""
+    """24 pairs × 8 seeds on `shapes`, by operator: are both objects there, either of them, is it a scene?"""
 
     def joint(a: str, b: str) -> Expression:
         return Prompt(f"{a} and {b}", "shapes")

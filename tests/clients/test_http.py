@@ -15,6 +15,7 @@ from PIL import Image
 
 from pipelines.builtin.oracle import holds, read_picture
 from tests.clients.conftest import start
+from tests.pipelines.families import tiny
 
 AND, OR = "/v1/superpose/and", "/v1/superpose/or"
 BODY = {"components": ["a red circle", "a blue star"], "steps": 10, "seed": 7}
@@ -146,6 +147,37 @@ def test_sigterm_finishes_what_runs_turns_away_what_waits_and_ends(tmp_path):
     log = (tmp_path / "log").read_text()
     assert "Traceback" not in log
     assert "Application shutdown complete" in log
+
+
+def test_a_catalogue_of_the_operator_s_own(tmp_path):
+    """Models of two data spaces from folders, and every kind of refusal on the wire."""
+    tiny.stable_diffusion(tmp_path / "sd")
+    tiny.unconditional(tmp_path / "ddpm")
+    catalog = tmp_path / "superdiff.toml"
+    catalog.write_text('[models.latent]\nsource = "sd"\n[models.pixel]\nsource = "ddpm"\n')
+    running = start(tmp_path / "log", SUPERDIFF_CATALOG=str(catalog))
+    try:
+        with httpx.Client(base_url=running.url, timeout=60) as client:
+            assert [m["composes_with"] for m in client.get("/v1/models").json()["data"]] == [[], []]
+            assert decoded(client.post(AND, json=BODY | {"steps": 2}))[0].shape == (16, 16, 3)
+            across = {"components": ["a", {"prompt": "", "model": "pixel"}]}
+            unknown = {"components": [{"prompt": "a", "model": "none"}]}
+            json_type = {"Content-Type": "application/json"}
+            answers = {
+                422: client.post(AND, json=across),
+                404: client.post(AND, json=unknown),
+                400: client.post(AND, content=b"{", headers=json_type),
+                415: client.post(AND, content=b"{}", headers={"Content-Type": "text/plain"}),
+                413: client.post(AND, content=b" " * (2 << 20), headers=json_type),
+                405: client.get(AND),
+            }
+            for status, answer in answers.items():
+                assert answer.status_code == status, answer.text
+                assert answer.headers["content-type"] == "application/problem+json"
+                assert answer.json()["status"] == status
+            assert "latent: latent" in answers[422].json()["detail"]
+    finally:
+        running.stop()
 
 
 def test_a_wrong_catalogue_stops_the_start_with_one_line(tmp_path):
