@@ -42,7 +42,6 @@ _WIDTH: Final = 64
 _KL_WEIGHT: Final = 1e-4
 _UNCONDITIONAL: Final = 0.1
 _NOISY_WORDS: Final = 0.1
-_LOSS_CAP: Final = 5.0
 _MEASURED_SCENES: Final = 512
 _PREFIXES: Final = ("a photo of", "a picture of", "an image of", "a drawing of", "a painting with", "a picture with")
 
@@ -215,7 +214,6 @@ def train_denoiser(
     denoiser = new_denoiser().to(memory_format=torch.channels_last)
     scheduler = new_scheduler()
     levels = scheduler.config.num_train_timesteps
-    cumulative = scheduler.alphas_cumprod
 
     def loss(rng: np.random.Generator) -> Tensor:
         picked = rng.integers(len(scenes), size=plan.batch)
@@ -230,10 +228,7 @@ def train_denoiser(
         noisy = scheduler.add_noise(clean, noise, timesteps)
         velocity = scheduler.get_velocity(clean, noise, timesteps)
         predicted = denoiser(noisy, timesteps, condition).sample
-        # ‖v − v̂‖² = (SNR + 1) ‖x_0 − x̂0‖², and SNR + 1 = 1 / (1 − ᾱ).
-        weight = ((1 - cumulative[timesteps]) * _LOSS_CAP).clamp(max=1)
-        mean: Tensor = ((predicted - velocity).square().mean((1, 2, 3)) * weight).mean()
-        return mean
+        return functional.mse_loss(predicted, velocity)
 
     text_learns = next(text_encoder.parameters()).requires_grad
     learner = nn.ModuleList([denoiser, text_encoder] if text_learns else [denoiser])
