@@ -48,7 +48,7 @@ _PREFIXES: Final = ("a photo of", "a picture of", "an image of", "a drawing of",
 
 _AUTOENCODER: Final = Plan(steps=3_600, batch=32, learning_rate=2e-3, ema_decay=0.99)
 _SHAPES: Final = Plan(steps=14_000, batch=64, learning_rate=8e-4)
-_HALF: Final = Plan(steps=3_000, batch=64, learning_rate=8e-4)
+_HALF: Final = Plan(steps=11_000, batch=64, learning_rate=8e-4)
 
 
 @dataclass(frozen=True, slots=True)

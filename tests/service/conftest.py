@@ -13,8 +13,8 @@ CPU = torch.device("cpu")
 def folders(tmp_path_factory):
     """Two Stable Diffusion models over one autoencoder, and a pixel model; saved on disk."""
     root = tmp_path_factory.mktemp("models")
-    tiny.stable_diffusion(root / "one", seed=0)
-    two = tiny.stable_diffusion(root / "two", seed=0, prediction="v_prediction")
+    tiny.stable_diffusion(root / "one", seed=0, hearing=8)
+    two = tiny.stable_diffusion(root / "two", seed=0, prediction="v_prediction", hearing=8)
     torch.manual_seed(1)
     for parameter in two.unet.parameters():
         torch.nn.init.normal_(parameter, std=0.05)

@@ -17,8 +17,11 @@ from pipelines.builtin.vocabulary import MAX_TOKENS, write_tokenizer
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 
 
-def stable_diffusion(folder, *, prediction="epsilon", seed=0, latent_channels=4):
-    """A Stable Diffusion pipeline of random weights, saved in ``folder``."""
+def stable_diffusion(folder, *, prediction="epsilon", seed=0, latent_channels=4, hearing=1.0):
+    """A Stable Diffusion pipeline of random weights, saved in ``folder``.
+
+    Fresh networks hardly listen to their prompts; ``hearing`` scales the weights by which they do.
+    """
     torch.manual_seed(seed)
     tokenizer = write_tokenizer(folder.parent / f"{folder.name}-tokenizer")
     pipeline = StableDiffusionPipeline(
@@ -68,10 +71,9 @@ def stable_diffusion(folder, *, prediction="epsilon", seed=0, latent_channels=4)
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    # Fresh networks hardly listen to their prompts; trained ones do.
     for name, parameter in pipeline.unet.named_parameters():
         if "attn2" in name:
-            parameter.data.mul_(8)
+            parameter.data.mul_(hearing)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.save_pretrained(folder)
     return pipeline
