@@ -6,9 +6,7 @@ shapes, over the same frozen autoencoder and text encoder; last, each model's de
 the calibrated kernel. About two hours on two CPU cores.
 
 The denoisers predict v (Salimans & Ho, *Progressive Distillation for Fast Sampling of Diffusion Models*, ICLR 2022) on
-Stable Diffusion's schedule. The loss in x̂0 is weighted by min(SNR + 1, 5) (after Hang et al., *Efficient Diffusion
-Training via Min-SNR Weighting Strategy*, ICCV 2023): a scene is decided at middling noise, so that is where the effort
-goes.
+Stable Diffusion's schedule, with the plain mean squared error in v.
 """
 
 import argparse

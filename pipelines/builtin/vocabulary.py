@@ -1,17 +1,15 @@
-"""The builtin models' tokenizer: CLIP's byte-pair encoding, trained to exhaustion on the words that captions use.
+"""The builtin models' tokenizer: CLIP's byte-pair encoding, with just the merges that the captions' words need.
 
 Every byte is a token, so no text is ever refused: a word outside the list falls apart into letters, and the recipe
 shows such words to the text encoder as noise that means nothing.
 """
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
-from tokenizers import Tokenizer
-from tokenizers.models import BPE
-from tokenizers.pre_tokenizers import ByteLevel, Whitespace
-from tokenizers.trainers import BpeTrainer
+from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTokenizer
 
 from pipelines.builtin.scenes import COLOURS, SHAPES
@@ -29,11 +27,26 @@ _WORD_END: Final = "</w>"
 
 
 def byte_pair_merges(words: tuple[str, ...]) -> list[tuple[str, str]]:
-    """Merges that make each word one token: byte-pair training with no limit ends when nothing is left to merge."""
-    bpe = Tokenizer(BPE(end_of_word_suffix=_WORD_END))
-    bpe.pre_tokenizer = Whitespace()
-    bpe.train_from_iterator(words, BpeTrainer(end_of_word_suffix=_WORD_END, show_progress=False))
-    return [(a, b) for a, b in json.loads(bpe.to_str())["model"]["merges"]]
+    """Merges that make each word one token, the same ones at every run.
+
+    Word by word: what the merges so far leave of it is merged from the left. Later merges rank lower, so they never
+    come between an earlier word and its token. (A trained vocabulary would break ties differently from run to run, and
+    with them the numbers of the tokens.)
+    """
+    merges: list[tuple[str, str]] = []
+    for word in words:
+        while len(pieces := _encode([*word[:-1], word[-1] + _WORD_END], merges)) > 1:
+            merges.append((pieces[0], pieces[1]))
+    return merges
+
+
+def _encode(pieces: list[str], merges: list[tuple[str, str]]) -> list[str]:
+    """Byte-pair encoding: the earliest merge that applies, at its first place, until none does."""
+    for pair in merges:
+        for i, here in enumerate(pairwise(pieces)):
+            if here == pair:
+                return _encode([*pieces[:i], "".join(pair), *pieces[i + 2 :]], merges)
+    return pieces
 
 
 def write_tokenizer(folder: Path) -> CLIPTokenizer:

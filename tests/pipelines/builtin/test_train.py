@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import CLIPTokenizer
 
 from pipelines.builtin.fitting import Plan, fit
 from pipelines.builtin.train import Recipe, noisy_words, train
 from pipelines.builtin.vocabulary import WORDS, write_tokenizer
+from pipelines.catalog import BUILTIN_FOLDER
 from pipelines.composition import And, Prompt
 from pipelines.families.folder import CALIBRATION_FILE, read_calibration
 from pipelines.families.stable_diffusion import StableDiffusion
@@ -114,6 +116,12 @@ def test_known_words_are_one_token_and_unknown_ones_fall_apart(tmp_path):
     vocabulary = tokenizer.get_vocab()
     assert all(token in vocabulary for token in tokenizer.tokenize("ein 猫 🦊"))
     assert ids.index(tokenizer.eos_token_id) == len(tokenizer.tokenize("ein 猫 🦊 red")) + 1
+
+
+def test_the_recipe_makes_the_tokenizer_that_ships(tmp_path):
+    """Token numbers are what the text encoder was trained on: they must not change from run to run."""
+    shipped = CLIPTokenizer.from_pretrained(BUILTIN_FOLDER / "shapes/tokenizer")
+    assert write_tokenizer(tmp_path).get_vocab() == shipped.get_vocab()
 
 
 def test_noisy_words_keep_the_caption_s_own():
