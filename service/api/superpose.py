@@ -51,8 +51,7 @@ async def superpose_or(
     prefer: PreferHeader = None,
 ) -> Response:
     """A picture from the mixture of the components' densities."""
-    expression = body.expression(services.catalog.names[0])
-    job = await _submit(body, expression, services, caller, accept)
+    job = await _submit(body, services, caller, accept)
     return await _respond(Record(job, body), request, services, accept, prefer)
 
 
@@ -66,15 +65,13 @@ async def superpose_and(
     prefer: PreferHeader = None,
 ) -> Response:
     """A picture that every component finds equally likely."""
-    expression = body.expression(services.catalog.names[0])
-    job = await _submit(body, expression, services, caller, accept)
+    job = await _submit(body, services, caller, accept)
     return await _respond(Record(job, body), request, services, accept, prefer)
 
 
-async def _submit(
-    body: OrRequest | AndRequest, expression: Or | And, services: Services, caller: str, accept: str | None
-) -> Job:
+async def _submit(body: OrRequest | AndRequest, services: Services, caller: str, accept: str | None) -> Job:
     """Refuse what cannot be answered, then queue the rest."""
+    expression = body.expression(services.catalog.names[0])
     wanted = preferred(accept, body.output_format)
     if isinstance(wanted, ImageFormat) and body.num_images != 1:
         detail = (
