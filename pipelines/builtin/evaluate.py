@@ -14,8 +14,9 @@ from typing import Final
 import numpy as np
 from tqdm import tqdm
 
+from pipelines.builtin.captions import Phrase, full_names
 from pipelines.builtin.oracle import Found, holds, read_picture, shapes_of, well_formed
-from pipelines.builtin.scenes import COLOURS, ROUND, SHAPES, SHARP, article, full_names
+from pipelines.builtin.scenes import COLOURS, ROUND, SHAPES, SHARP
 from pipelines.catalog import BUILTIN_FOLDER, BUILTIN_MODELS, Catalog, Entry
 from pipelines.composition import And, Average, Expression, Or, Product, Prompt, leaves
 from pipelines.model import Model
@@ -85,7 +86,7 @@ def halves(models: Mapping[str, Model], guidance: float) -> dict[str, Rate]:
     """How often a half draws a shape of the other half: without a prompt, and on the captions of its own shapes."""
     rates = {}
     for name, own, other in (("shapes-round", ROUND, SHARP), ("shapes-sharp", SHARP, ROUND)):
-        captions = [article(f"{colour} {shape}") for shape in own for colour in COLOURS]
+        captions = [str(Phrase(colour, shape)) for shape in own for colour in COLOURS]
         strangers, there = [], []
         for caption in tqdm(["", *captions], desc=f"{name}, guidance {guidance:g}"):
             found = draw(Prompt(caption, name), models, guidance=guidance, images=_HALF_SEEDS)
@@ -114,7 +115,7 @@ def pairs(count: int = _PAIRS) -> list[tuple[str, str]]:
     colours, made = list(COLOURS), []
     for _ in range(count):
         shapes, hues = rng.permutation(SHAPES)[:2], rng.permutation(colours)[:2]
-        made.append((article(f"{hues[0]} {shapes[0]}"), article(f"{hues[1]} {shapes[1]}")))
+        made.append((str(Phrase(hues[0], shapes[0])), str(Phrase(hues[1], shapes[1]))))
     return made
 
 
@@ -146,7 +147,7 @@ def across_halves(models: Mapping[str, Model], guidance: float) -> dict[str, Rat
     rng = np.random.default_rng(1)
     for _ in tqdm(range(_PAIRS), desc=f"AND across halves, guidance {guidance:g}"):
         hues = rng.permutation(list(COLOURS))
-        a, b = article(f"{hues[0]} {rng.choice(ROUND)}"), article(f"{hues[1]} {rng.choice(SHARP)}")
+        a, b = str(Phrase(hues[0], rng.choice(ROUND))), str(Phrase(hues[1], rng.choice(SHARP)))
         expression = And((Prompt(a, "shapes-round"), Prompt(b, "shapes-sharp")))
         for found in draw(expression, models, guidance=guidance, images=_PAIR_SEEDS):
             both.append(holds(found, f"{a} and {b}"))

@@ -1,8 +1,4 @@
-"""The endless data set behind the builtin models: pale scenes with one to three coloured shapes, and their captions.
-
-A caption names what a scene *contains*, never all that it contains: "a red circle" is true of every scene with a red
-circle in it, whatever else is there. So the densities of two captions overlap, and their AND has something to find.
-"""
+"""The endless data set behind the builtin models: pale scenes with one to three coloured shapes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -103,28 +99,3 @@ def render(scene: Scene) -> Image.Image:
         else:
             pen.polygon([(x * k, y * k) for x, y in _outline(thing)], fill=COLOURS[thing.colour])
     return image.resize((SIZE, SIZE), Image.Resampling.BOX)
-
-
-def article(noun: str) -> str:
-    """The noun phrase with its article: "a red circle"."""
-    return f"a {noun}"
-
-
-def caption(scene: Scene, rng: np.random.Generator) -> str:
-    """A true caption: a random non-empty subset of the things, in random order, joined by "and".
-
-    A thing is named in full (70 %), by its shape alone (15 %), or by its colour alone ("a red shape", 15 %).
-    """
-    named = rng.permutation(len(scene.things))[: int(rng.integers(1, len(scene.things) + 1))]
-    phrases = []
-    for i in named:
-        thing = scene.things[int(i)]
-        style = rng.random()
-        noun = thing.name if style < 0.7 else thing.shape if style < 0.85 else f"{thing.colour} shape"
-        phrases.append(article(noun))
-    return " and ".join(phrases)
-
-
-def full_names() -> list[str]:
-    """The 24 captions of one fully named thing, colours within shapes."""
-    return [article(f"{colour} {shape}") for shape in SHAPES for colour in COLOURS]

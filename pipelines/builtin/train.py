@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 import torch
@@ -25,8 +25,9 @@ from torch.nn import functional
 from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from pipelines.builtin.captions import CaptionedScenes
 from pipelines.builtin.fitting import Plan, fit, save_whole
-from pipelines.builtin.scenes import ROUND, SHAPES, SHARP, SIZE, Scene, caption, draw_scene, render
+from pipelines.builtin.scenes import ROUND, SHAPES, SHARP, SIZE, Scene, draw_scene, render
 from pipelines.builtin.vocabulary import MAX_TOKENS, write_tokenizer
 from pipelines.calibration import calibrate_on_samples
 from pipelines.catalog import BUILTIN_FOLDER
@@ -36,6 +37,7 @@ from pipelines.kernel import DenoisingError
 
 MODELS: Final[dict[str, tuple[str, ...]]] = {"shapes": SHAPES, "shapes-round": ROUND, "shapes-sharp": SHARP}
 SHARED: Final = ("vae", "text_encoder", "tokenizer")
+_Part = TypeVar("_Part", AutoencoderKL, CLIPTextModel, UNet2DConditionModel)
 _WIDTH: Final = 64
 _KL_WEIGHT: Final = 1e-4
 _UNCONDITIONAL: Final = 0.1
@@ -46,17 +48,19 @@ _PREFIXES: Final = ("a photo of", "a picture of", "an image of", "a drawing of",
 
 _AUTOENCODER: Final = Plan(steps=3_600, batch=32, learning_rate=2e-3, ema_decay=0.99)
 _SHAPES: Final = Plan(steps=14_000, batch=64, learning_rate=8e-4)
-_HALF: Final = Plan(steps=11_000, batch=64, learning_rate=8e-4)
+_HALF: Final = Plan(steps=9_000, batch=32, learning_rate=1.6e-3)
+_FURTHER: Final = Plan(steps=4_000, batch=32, learning_rate=5e-4)
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Sizes of a run; the default is the one that made the models in the repository."""
+    """Sizes of a run: each stage's plan, and `shapes`' when it is trained further; scenes of each model."""
 
     autoencoder: Plan = _AUTOENCODER
     shapes: Plan = _SHAPES
     half: Plan = _HALF
-    scenes: int = 60_000
+    further: Plan = _FURTHER
+    scenes: int = 30_000
     seed: int = 0
 
     def smoke(self) -> "Recipe":
@@ -67,6 +71,7 @@ class Recipe:
             autoencoder=replace(self.autoencoder, **tiny),
             shapes=replace(self.shapes, **tiny),
             half=replace(self.half, **tiny),
+            further=replace(self.further, **tiny),
             scenes=16,
         )
 
@@ -186,12 +191,17 @@ def noisy_words(text: str, rng: np.random.Generator) -> str:
     return " ".join(words)
 
 
-def training_caption(scene: Scene, rng: np.random.Generator) -> str:
-    """A true caption, empty 10 % of the time (for guidance), with noisy words 10 % of the time."""
+def training_pair(scenes: CaptionedScenes, rng: np.random.Generator) -> tuple[str, int]:
+    """A caption and a scene that it is true of; 10 % of captions are empty (for guidance), 10 % have noisy words."""
     if rng.random() < _UNCONDITIONAL:
-        return ""
-    text = caption(scene, rng)
-    return noisy_words(text, rng) if rng.random() < _NOISY_WORDS else text
+        return "", int(rng.integers(len(scenes.scenes)))
+    caption, index = scenes.draw(rng)
+    return noisy_words(str(caption), rng) if rng.random() < _NOISY_WORDS else str(caption), index
+
+
+def _load_part(kind: type[_Part], folder: Path, part: str) -> _Part:
+    loaded: _Part = kind.from_pretrained(folder / part, torch_dtype=torch.float32)
+    return loaded
 
 
 def train_denoiser(
@@ -202,23 +212,28 @@ def train_denoiser(
     tokenizer: CLIPTokenizer,
     text_encoder: CLIPTextModel,
     work: Path,
+    start: Path | None = None,
 ) -> UNet2DConditionModel:
-    """Stages 3 and 4: a denoiser on the latents of its shapes; the text encoder learns too unless it is frozen."""
+    """Stages 3 and 4: a denoiser on the latents of its shapes; the text encoder learns too unless it is frozen.
+
+    It starts from the weights of the model folder ``start``, or from scratch.
+    """
     seed = recipe.seed + 1 + list(MODELS).index(name)
     rng = np.random.default_rng((seed, 2**31))
     scenes = [draw_scene(rng, MODELS[name]) for _ in range(recipe.scenes)]
+    captioned = CaptionedScenes(scenes)
     latents = encode_scenes(autoencoder, scenes, work / f"{name}-latents.pt", f"{name}: latents")
     torch.manual_seed(seed)
-    denoiser = new_denoiser().to(memory_format=torch.channels_last)
+    denoiser = new_denoiser() if start is None else _load_part(UNet2DConditionModel, start, "unet")
+    denoiser.to(memory_format=torch.channels_last)
     scheduler = new_scheduler()
     levels = scheduler.config.num_train_timesteps
 
     def loss(rng: np.random.Generator) -> Tensor:
-        picked = rng.integers(len(scenes), size=plan.batch)
-        captions = [training_caption(scenes[int(i)], rng) for i in picked]
-        tokens = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        captions, picked = zip(*(training_pair(captioned, rng) for _ in range(plan.batch)), strict=True)
+        tokens = tokenizer(list(captions), padding="max_length", truncation=True, return_tensors="pt").input_ids
         condition = text_encoder(tokens).last_hidden_state
-        clean = latents[picked]
+        clean = latents[list(picked)]
         noise = torch.randn_like(clean)
         # One timestep from each of equal strata: the same distribution as uniform ones, with less variance.
         strata = (rng.permutation(plan.batch) + rng.random(plan.batch)) / plan.batch
@@ -266,22 +281,48 @@ def measure(recipe: Recipe, name: str, folder: Path) -> DenoisingError:
     """The saved model's denoising error on scenes and captions that it was not trained on."""
     model = StableDiffusion.load(folder, torch.device("cpu"), torch.float32)
     rng = np.random.default_rng((recipe.seed, 2**32, list(MODELS).index(name)))
-    scenes = [draw_scene(rng, MODELS[name]) for _ in range(min(_MEASURED_SCENES, recipe.scenes))]
-    captions = [caption(scene, rng) for scene in scenes]
-    images = pixels(scenes) / 2 + 0.5
-    return calibrate_on_samples(model, model.encode(images), model.encode_prompts(captions), recipe.seed)
+    count = min(_MEASURED_SCENES, recipe.scenes)
+    captioned = CaptionedScenes([draw_scene(rng, MODELS[name]) for _ in range(count)])
+    pairs = [captioned.draw(rng) for _ in range(count)]
+    images = pixels([captioned.scenes[index] for _, index in pairs]) / 2 + 0.5
+    condition = model.encode_prompts([str(caption) for caption, _ in pairs])
+    return calibrate_on_samples(model, model.encode(images), condition, recipe.seed)
 
 
-def train(recipe: Recipe, work: Path, out: Path) -> None:
-    """Run every stage, resuming from what ``work`` holds, and write the models into ``out``."""
+def train(
+    recipe: Recipe, work: Path, out: Path, *, only: Sequence[str] = tuple(MODELS), further: Path | None = None
+) -> None:
+    """Run the stages, resuming from what ``work`` holds, and write the models into ``out``.
+
+    Args:
+        recipe: how long each stage trains, and the seed.
+        work: the folder of checkpoints and caches.
+        out: the folder that the models are written into, each in a folder of its name.
+        only: the models to train. The halves need the autoencoder and text encoder of `shapes`, hence its run in the
+            same ``work``, or ``further``; and its folder in ``out``, to which they link.
+        further: a folder of models whose autoencoder and text encoder are taken as they are, frozen, and whose
+            `shapes` denoiser is trained on instead of one from scratch. The halves always start from scratch.
+
+    Raises:
+        ValueError: a half alone, and ``out`` holds no `shapes`.
+    """
+    if "shapes" not in only and not (out / "shapes").exists():
+        raise ValueError(f"the halves share parts of shapes, and {out / 'shapes'} is not there; train shapes first")
     work.mkdir(parents=True, exist_ok=True)
     tokenizer = write_tokenizer(work / "tokenizer")
-    autoencoder = train_autoencoder(recipe, work).requires_grad_(False)
-    torch.manual_seed(recipe.seed)
-    text_encoder = new_text_encoder(tokenizer)
+    if further is None:
+        autoencoder = train_autoencoder(recipe, work).requires_grad_(False)
+        torch.manual_seed(recipe.seed)
+        text_encoder = new_text_encoder(tokenizer)
+    else:
+        autoencoder = _load_part(AutoencoderKL, further / "shapes", "vae").requires_grad_(False).eval()
+        text_encoder = _load_part(CLIPTextModel, further / "shapes", "text_encoder").requires_grad_(False).eval()
     for name in MODELS:
-        plan = recipe.shapes if name == "shapes" else recipe.half
-        denoiser = train_denoiser(recipe, plan, name, autoencoder, tokenizer, text_encoder, work)
+        if name not in only and (further is not None or name != "shapes"):
+            continue
+        start = further / name if further is not None and name == "shapes" else None
+        plan = recipe.half if name != "shapes" else recipe.shapes if start is None else recipe.further
+        denoiser = train_denoiser(recipe, plan, name, autoencoder, tokenizer, text_encoder, work, start)
         text_encoder.requires_grad_(False).eval()
         shared = None if name == "shapes" else out / "shapes"
         save_model(out / name, denoiser, autoencoder, tokenizer, text_encoder, shared)
@@ -293,14 +334,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m pipelines.builtin.train", description=__doc__)
     parser.add_argument("--work", type=Path, help="checkpoints and caches; runs/builtin by default")
     parser.add_argument("--out", type=Path, help="where the models go; by default where the product finds them")
+    parser.add_argument("--only", nargs="+", choices=MODELS, default=list(MODELS), help="which models; all by default")
+    parser.add_argument("--further", type=Path, metavar="MODELS", help="train on from the models of this folder")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--smoke", action="store_true", help="a minute's run that proves every stage, in runs/smoke")
     arguments = parser.parse_args()
-    recipe = Recipe(seed=arguments.seed)
-    if arguments.smoke:
-        train(recipe.smoke(), arguments.work or Path("runs/smoke/work"), arguments.out or Path("runs/smoke/models"))
-    else:
-        train(recipe, arguments.work or Path("runs/builtin"), arguments.out or BUILTIN_FOLDER)
+    recipe = Recipe(seed=arguments.seed).smoke() if arguments.smoke else Recipe(seed=arguments.seed)
+    work = arguments.work or Path("runs/smoke/work" if arguments.smoke else "runs/builtin")
+    out = arguments.out or (Path("runs/smoke/models") if arguments.smoke else BUILTIN_FOLDER)
+    train(recipe, work, out, only=arguments.only, further=arguments.further)
 
 
 if __name__ == "__main__":

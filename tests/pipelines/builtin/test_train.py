@@ -56,6 +56,27 @@ def test_a_second_run_over_the_same_work_gives_the_same_models(trained, tmp_path
         assert curves[0].values == pytest.approx(curves[1].values, rel=1e-4)
 
 
+def test_training_further_starts_from_the_weights_of_an_earlier_run(trained, tmp_path):
+    train(Recipe(seed=1).smoke(), tmp_path / "work", tmp_path / "out", only=["shapes"], further=trained / "models")
+
+    def weights(root, part):
+        (file,) = (root / "shapes" / part).glob("*.safetensors")
+        return load_file(file)
+
+    for part in ("vae", "text_encoder"):
+        before, after = weights(trained / "models", part), weights(tmp_path / "out", part)
+        assert all(torch.equal(before[name], after[name]) for name in before)
+    before, after = weights(trained / "models", "unet"), weights(tmp_path / "out", "unet")
+    moved = [float((after[name] - before[name]).float().abs().max()) for name in before]
+    # A few steps of AdamW, averaged over thousands: moved, and by far less than another start (about 0.1) would be.
+    assert 0 < max(moved) < 0.01
+
+
+def test_a_half_alone_needs_shapes_to_link_to(trained, tmp_path):
+    with pytest.raises(ValueError, match="train shapes first"):
+        train(Recipe().smoke(), tmp_path / "work", tmp_path, only=["shapes-round"], further=trained / "models")
+
+
 def test_a_stopped_run_resumes_to_what_it_would_have_been(tmp_path):
     def losses(module, target):
         def loss(rng):
