@@ -13,7 +13,7 @@ from benchmarks.harness import arguments, report, table
 from pipelines.composition import And, Or, Prompt
 from pipelines.kernel import Kernel
 from pipelines.model import Model
-from pipelines.sampler import SamplingParams
+from pipelines.params import SamplingParams
 from tests.pipelines.mixtures import log_density, mixture, model, run, sliced_w2, union
 
 KERNELS = (Kernel.EULER_MARUYAMA, Kernel.EXACT, Kernel.POSTERIOR, Kernel.CALIBRATED)

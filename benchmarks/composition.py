@@ -13,7 +13,8 @@ from diffusers import UNet2DConditionModel
 
 from benchmarks.harness import arguments, report, table
 from pipelines.composition import And, Prompt
-from pipelines.sampler import SamplingParams, rule_of
+from pipelines.layout import rule_of
+from pipelines.params import SamplingParams
 from pipelines.superposition import superpose
 
 COMPONENTS = (2, 4, 8)

@@ -22,10 +22,12 @@ from diffusers import EulerAncestralDiscreteScheduler, StableDiffusionPipeline
 
 from benchmarks.harness import arguments, interleaved, medians, report, table
 from benchmarks.sampler import GUIDANCE, PROMPTS, STEPS, expanded, one_by_one
-from pipelines.catalog import BUILTIN_FOLDER, Catalog
+from pipelines.catalog import Catalog
 from pipelines.composition import And, Average, Expression, Or, Prompt
+from pipelines.entry import BUILTIN_FOLDER
+from pipelines.layout import lay_out
 from pipelines.model import Model
-from pipelines.sampler import SamplingParams, lay_out
+from pipelines.params import SamplingParams
 from service.engine.engine import Engine
 from service.engine.executor import Executor
 from service.engine.job import Job
@@ -106,8 +108,9 @@ def a_crowd(rng: random.Random) -> list[tuple[float, Expression, SamplingParams]
 def mixed(seed: int) -> dict[str, float]:
     """Serve one mixed crowd: its time against its rows' raw time, the worst wait against first come, first served."""
     catalog = Catalog.builtin()
+    models = {name: catalog.get(name) for name in catalog.names}
     crowd = a_crowd(random.Random(seed))
-    work = [len(lay_out(expression, params)[0].rows) * params.steps for _, expression, params in crowd]
+    work = [len(lay_out(expression, params, models)[0].rows) * params.steps for _, expression, params in crowd]
     jobs: list[Job] = []
     with Engine(Executor(catalog, forward_rows=LIMITS.running_rows), LIMITS) as engine:
         wait([engine.submit(EXPRESSION, request(0)).result])

@@ -12,7 +12,7 @@ from benchmarks.harness import arguments, report, table
 from benchmarks.startup import PORT, URL, ready
 from pipelines.catalog import Catalog
 from pipelines.composition import And, Prompt
-from pipelines.sampler import SamplingParams
+from pipelines.params import SamplingParams
 from service.engine.engine import Engine
 from service.engine.executor import Executor
 from service.pictures import encode_picture

@@ -16,7 +16,9 @@ from benchmarks.harness import arguments, interleaved, medians, report, table
 from pipelines.catalog import Catalog
 from pipelines.composition import And, Prompt
 from pipelines.model import Condition, Model
-from pipelines.sampler import NoiseSource, SamplingParams, make_schedule, sample
+from pipelines.params import SamplingParams
+from pipelines.sampler import NoiseSource, sample
+from pipelines.schedule import make_schedule
 
 PROMPTS = ("a red circle", "a blue star")
 STEPS = 25

@@ -10,7 +10,8 @@ from pipelines.composition import Prompt
 from pipelines.errors import InvalidInputError
 from pipelines.kernel import DenoisingError, measure_denoising_error
 from pipelines.model import Condition, Model
-from pipelines.sampler import SamplingParams, collate, sample
+from pipelines.params import SamplingParams
+from pipelines.sampler import collate, sample
 
 LEVELS: Final = 32
 _NAME: Final = "model"

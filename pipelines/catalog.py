@@ -1,111 +1,85 @@
 """The catalogue: which models there are, loaded when they are first wanted.
 
-A catalogue is a TOML file:
+A catalogue is a TOML file of ``[models.NAME]`` tables; what may stand in one, :mod:`pipelines.entry` tells. Besides,
 
-    [models.shapes]
-    source = "builtin:shapes"        # a model that ships with the product, or a folder, relative to this file
-    family = "stable_diffusion"      # optional: read from the folder's model_index.json
-    dtype = "float32"                # optional: float32, float16, bfloat16
-    device = "cuda:0"                # optional: the catalogue's own device otherwise
+    [memory]
+    budget_gib = 20        # models beyond are unloaded, the longest unused first
+    idle_s = 600           # a model that was not used for so long is unloaded
+
+Without it models stay. A model that a request holds, or that says ``keep = true``, is never unloaded; one that was
+unloaded is loaded again when it is next wanted.
 """
 
+import gc
 import importlib
 import json
+import math
 import threading
+import time
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NamedTuple, Self
+from typing import Any, Final, Self
+from weakref import WeakValueDictionary
 
 import torch
 
+from pipelines.entry import BUILTIN_FOLDER, BUILTIN_MODELS, DTYPES, FAMILIES, Entry, check_device
 from pipelines.errors import CatalogError, ModelLoadError, UnknownModelError
-from pipelines.model import Model
+from pipelines.kernel import Kernel
+from pipelines.model import Guidance, LoadOptions, Model
 
-BUILTIN_PREFIX: Final = "builtin:"
-BUILTIN_FOLDER: Final = Path(__file__).parent / "builtin" / "models"
-BUILTIN_MODELS: Final = ("shapes", "shapes-round", "shapes-sharp")
-_DTYPES: Final = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-
-
-class Family(NamedTuple):
-    """A family: the module of its name in pipelines.families.
-
-    Attributes:
-        pipeline: The class in model_index.json by which a folder is known to be of it.
-        model: The class in the family's module; its ``load(folder, device, dtype)`` makes a model.
-    """
-
-    pipeline: str
-    model: str
-
-
-FAMILIES: Final = {
-    "stable_diffusion": Family("StableDiffusionPipeline", "StableDiffusion"),
-    "unconditional": Family("DDPMPipeline", "Unconditional"),
-}
+_GUIDANCE: Final = {Guidance.CLASSIFIER_FREE: 4.0, Guidance.DISTILLED: 3.5, Guidance.NONE: 1.0}
 # Loading swaps process-wide state (torch's default type, how modules register parameters): one model at a time.
 _LOADING: Final = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
-    """One model of the catalogue, not yet loaded.
+class Defaults:
+    """What a request gets that does not say."""
+
+    steps: int
+    guidance_scale: float
+    kernel: Kernel
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPolicy:
+    """When models are unloaded.
 
     Attributes:
-        name: What requests call it.
-        folder: Where its files are.
-        family: Its family; None to read it from the folder.
-        dtype: Name of the type to compute in.
-        device: Where to compute; None for the catalogue's default.
+        budget: Bytes that all models' weights may take together.
+        idle_s: Seconds after which an unused model goes.
     """
 
-    name: str
-    folder: Path
-    family: str | None = None
-    dtype: str = "float32"
-    device: str | None = None
+    budget: float = math.inf
+    idle_s: float = math.inf
 
     @classmethod
-    def parse(cls, name: str, table: Mapping[str, Any], base: Path) -> Self:
-        """Read one ``[models.NAME]`` table, paths relative to ``base``; :class:`CatalogError` says what is wrong."""
-        allowed = ("source", "family", "dtype", "device")
+    def parse(cls, table: object) -> Self:
+        """Read the ``[memory]`` table; :class:`CatalogError` says what is wrong."""
+        if not isinstance(table, dict):
+            raise CatalogError("memory: must be a table")
         for key, value in table.items():
-            if key not in allowed or not isinstance(value, str):
-                told = f"allowed keys are {', '.join(allowed)}, each a string"
-                raise CatalogError(f"models.{name}.{key}: {told}")
-        source = table.get("source")
-        if not source:
-            raise CatalogError(f"models.{name}.source: missing; name a folder or {BUILTIN_PREFIX}NAME")
-        for key, choices in (("family", tuple(FAMILIES)), ("dtype", tuple(_DTYPES))):
-            if key in table and table[key] not in choices:
-                raise CatalogError(f"models.{name}.{key}: {table[key]!r} is unknown; allowed are {', '.join(choices)}")
-        if "device" in table:
-            _check_device(table["device"], f"models.{name}.device")
-        if source.startswith(BUILTIN_PREFIX):
-            wanted = source.removeprefix(BUILTIN_PREFIX)
-            if wanted not in BUILTIN_MODELS:
-                raise CatalogError(f"models.{name}.source: builtin models are {', '.join(BUILTIN_MODELS)}")
-            folder = BUILTIN_FOLDER / wanted
-        else:
-            folder = (base / Path(source).expanduser()).resolve()
-        return cls(name, folder, table.get("family"), table.get("dtype", "float32"), table.get("device"))
-
-
-def _check_device(device: str, told_as: str) -> None:
-    try:
-        torch.device(device)
-    except RuntimeError:
-        raise CatalogError(f"{told_as}: {device!r} is no device; allowed are cpu, cuda, cuda:1 and the like") from None
+            if key not in {"budget_gib", "idle_s"}:
+                raise CatalogError(f"memory.{key}: there is no such key; allowed are budget_gib, idle_s")
+            if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+                raise CatalogError(f"memory.{key}: {value!r} is not allowed; it must be a number above 0")
+        return cls(table.get("budget_gib", math.inf) * 2**30, table.get("idle_s", math.inf))
 
 
 @dataclass(slots=True)
 class _Slot:
-    """Where one model is kept."""
+    """Where one model is kept, how many requests hold it, and when it was last used."""
 
     entry: Entry
     model: Model | None = None
+    holders: int = 0
+    used: float = 0.0
+
+
+_STAY: Final = MemoryPolicy()
 
 
 class Catalog:
@@ -114,12 +88,23 @@ class Catalog:
     Args:
         entries: What it holds.
         device: Where models compute whose entry does not say; None for the first CUDA device, else the CPU.
+        policy: When models are unloaded.
+        clock: The monotonic clock.
     """
 
-    def __init__(self, entries: Iterable[Entry], device: str | None = None) -> None:
+    def __init__(
+        self,
+        entries: Iterable[Entry],
+        device: str | None = None,
+        policy: MemoryPolicy = _STAY,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._policy, self._clock = policy, clock
+        self._lock = threading.Lock()
         self._slots = {entry.name: _Slot(entry) for entry in entries}
         self._device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        _check_device(self._device, "device")
+        check_device(self._device, "device")
+        self._parts: WeakValueDictionary[Hashable, Any] = WeakValueDictionary()
 
     @classmethod
     def builtin(cls, device: str | None = None) -> Self:
@@ -138,12 +123,14 @@ class Catalog:
         except OSError as error:
             raise CatalogError(f"{path}: cannot be read: {error.strerror}") from error
         models = data.get("models")
-        if set(data) != {"models"} or not isinstance(models, dict) or not models:
-            raise CatalogError(f"{path.name}: a catalogue holds [models.NAME] tables, at least one, and nothing else")
+        if not {"models"} <= set(data) <= {"models", "memory"} or not isinstance(models, dict) or not models:
+            told = "a catalogue holds [models.NAME] tables, at least one, it may hold [memory], and nothing else"
+            raise CatalogError(f"{path.name}: {told}")
         for name, table in models.items():
             if not isinstance(table, dict):
                 raise CatalogError(f"models.{name}: must be a table")
-        return cls((Entry.parse(name, table, path.parent) for name, table in models.items()), device)
+        entries = [Entry.parse(name, table, path.parent) for name, table in models.items()]
+        return cls(entries, device, MemoryPolicy.parse(data.get("memory", {})))
 
     @classmethod
     def of(cls, models: Mapping[str, Model]) -> Self:
@@ -162,18 +149,80 @@ class Catalog:
         """The entry of a name; :class:`UnknownModelError` where there is none."""
         return self._slot(name).entry
 
+    def source(self, name: str) -> Path:
+        """Where a model's files are; taken from the hub now if they are to come from there."""
+        return _fetched(self.entry(name))
+
     def loaded(self, name: str) -> Model | None:
         """The model if it is loaded."""
         return self._slot(name).model
 
+    def defaults(self, name: str) -> Defaults:
+        """What a request to the model gets that does not say; the model is loaded if it was not."""
+        entry = self.entry(name)
+        guidance = entry.guidance_scale
+        if guidance is None:
+            guidance = _GUIDANCE[self.get(name).card.guidance]
+        return Defaults(entry.steps, guidance, entry.kernel)
+
     def get(self, name: str) -> Model:
         """The model, loaded now if it was not; :class:`ModelLoadError` where it cannot be."""
         slot = self._slot(name)
-        if slot.model is None:
+        model = slot.model
+        if model is None:
             with _LOADING:
                 if slot.model is None:
                     slot.model = self._load(slot.entry)
-        return slot.model
+                model = slot.model
+            with self._lock:
+                slot.used = self._clock()
+            self._unload_beyond_budget(slot)
+        return model
+
+    def hold(self, names: Iterable[str]) -> None:
+        """Keep models from being unloaded until they are released as often."""
+        with self._lock:
+            for name in names:
+                self._slots[name].holders += 1
+
+    def release(self, names: Iterable[str]) -> None:
+        """Undo :meth:`hold`; from now on the models are unused."""
+        with self._lock:
+            for name in names:
+                slot = self._slots[name]
+                slot.holders, slot.used = slot.holders - 1, self._clock()
+        self._unload_beyond_budget()
+
+    def unload_idle(self) -> list[str]:
+        """Unload the models that nobody has used for the policy's time; their names."""
+        with self._lock:
+            latest = self._clock() - self._policy.idle_s
+            idle = [slot for slot in self._unused() if slot.used <= latest]
+            return self._drop(idle)
+
+    def _unload_beyond_budget(self, newcomer: "_Slot | None" = None) -> None:
+        with self._lock:
+            taken = sum(slot.model.card.memory for slot in self._slots.values() if slot.model is not None)
+            gone = []
+            for slot in self._unused():
+                if slot is not newcomer and slot.model is not None and taken > self._policy.budget:
+                    taken -= slot.model.card.memory
+                    gone.append(slot)
+            self._drop(gone)
+
+    def _unused(self) -> list["_Slot"]:
+        """The loaded models that may be unloaded, longest unused first."""
+        free = [s for s in self._slots.values() if s.model is not None and not s.holders and not s.entry.keep]
+        return sorted(free, key=lambda slot: slot.used)
+
+    def _drop(self, slots: Sequence["_Slot"]) -> list[str]:
+        for slot in slots:
+            slot.model = None
+        if slots:
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+        return [slot.entry.name for slot in slots]
 
     def _slot(self, name: str) -> _Slot:
         try:
@@ -182,43 +231,55 @@ class Catalog:
             raise UnknownModelError(name, self.names) from None
 
     def _load(self, entry: Entry) -> Model:
-        family = entry.family or _family_of(entry)
         # Imported when first needed: diffusers takes seconds.
-        module = importlib.import_module(f"pipelines.families.{family}")
-        device = torch.device(entry.device or self._device)
         try:
-            model: Model = getattr(module, FAMILIES[family].model).load(entry.folder, device, _DTYPES[entry.dtype])
+            source = _fetched(entry)
+            family = _family_of(source) if entry.family is None else entry.family
+            kind = FAMILIES[family]
+            module = importlib.import_module(f"pipelines.families.{kind.module or family}")
+            device = torch.device(entry.device or self._device)
+            options = LoadOptions(entry.loras, entry.config, entry.space, entry.tiling, entry.clip_skip, self._parts)
+            model: Model = getattr(module, kind.model).load(source, device, DTYPES[entry.dtype], options)
         except ModelLoadError as error:
             raise ModelLoadError(f"{entry.name}: {error}") from error
         except Exception as error:
             # Whatever else loading raises (a device that is not there, memory, a value that no family foresaw) is the
             # operator's to mend, and never the fault of the request that happened to be first.
-            raise ModelLoadError(f"{entry.name}: cannot be loaded: {_first_line(error, entry.folder)}") from error
+            raise ModelLoadError(f"{entry.name}: cannot be loaded: {_first_line(error, entry.source)}") from error
         return model
 
 
-def _family_of(entry: Entry) -> str:
-    found = _pipeline_class(entry)
+def _fetched(entry: Entry) -> Path:
+    """Where an entry's files are, taken from the hub now if they are to come from there."""
+    if not entry.hub:
+        return entry.source
+    from pipelines.families.hub import fetch
+
+    return fetch(entry.hub, entry.revision)
+
+
+def _family_of(folder: Path) -> str:
+    found = _pipeline_class(folder)
     for name, family in FAMILIES.items():
         if found == family.pipeline:
             return name
     known = ", ".join(family.pipeline for family in FAMILIES.values())
-    raise ModelLoadError(f"{entry.name}: no family loads a {found}; known are {known}")
+    raise ModelLoadError(f"no family loads a {found}; known are {known}")
 
 
-def _pipeline_class(entry: Entry) -> str:
+def _pipeline_class(folder: Path) -> str:
     """The ``_class_name`` in the folder's model_index.json."""
     try:
-        return str(json.loads((entry.folder / "model_index.json").read_text())["_class_name"])
+        return str(json.loads((folder / "model_index.json").read_text())["_class_name"])
     except OSError as error:
         reason = "is missing" if isinstance(error, FileNotFoundError | NotADirectoryError) else error.strerror
-        raise ModelLoadError(
-            f"{entry.name}: its source must be a diffusers folder, but model_index.json there {reason}"
-        ) from error
+        detail = f"its source must be a diffusers folder, but model_index.json there {reason}"
+        raise ModelLoadError(detail) from error
     except (ValueError, KeyError, TypeError) as error:
-        raise ModelLoadError(f"{entry.name}: its model_index.json names no pipeline class") from error
+        raise ModelLoadError("its model_index.json names no pipeline class") from error
 
 
-def _first_line(error: Exception, folder: Path) -> str:
+def _first_line(error: Exception, source: Path) -> str:
     """What an exception says, without where things lie on this machine."""
-    return (str(error).replace(str(folder), folder.name).strip() or type(error).__name__).splitlines()[0]
+    told = str(error).replace(str(source), source.name) if source.name else str(error)
+    return (told.strip() or type(error).__name__).splitlines()[0]

@@ -14,6 +14,10 @@ from pipelines.errors import InvalidInputError
 MAX_COMPONENTS: Final = 16
 
 
+Adapters = tuple[tuple[str, float], ...]
+"""LoRAs by name, each with its scale; sorted by name."""
+
+
 @dataclass(frozen=True, slots=True)
 class Prompt:
     """A leaf: the density of one model under one condition.
@@ -21,10 +25,14 @@ class Prompt:
     Attributes:
         text: The prompt; empty for the model's unconditional density.
         model: The catalogue's name of the model.
+        adapters: The LoRAs that the model wears for this component.
+        negative: What guidance leads this component away from; None for what the request says.
     """
 
     text: str
     model: str
+    adapters: Adapters = ()
+    negative: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,19 +1,33 @@
 """What the sampler and the service ask of a model, whatever its family."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Hashable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Final, Protocol
 
 import torch
 from torch import Tensor
 
 from pipelines.errors import InvalidInputError
 from pipelines.kernel import DenoisingError
+from pipelines.noise import Grid
 
 Condition = Mapping[str, Tensor]
 """What conditions the network, by the network's own argument names; the first axis of every tensor counts rows."""
 
 Shape = tuple[int, ...]
+
+
+class Guidance(StrEnum):
+    """What a guidance scale means to a model."""
+
+    CLASSIFIER_FREE = "classifier_free"
+    """It is led away from what it says under the negative prompt (Ho & Salimans, 2022)."""
+    DISTILLED = "distilled"
+    """The scale is an input of the network, which has learnt what guidance does."""
+    NONE = "none"
+    """It knows no guidance: the scale must be 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +38,8 @@ class DataSpace:
         kind: "latent", "pixel" or "vector".
         channels: Channels of a sample.
         factor: Pixels along one side of a latent cell; 1 where samples are the data themselves.
-        codec: Fingerprint of the weights that decode a sample; empty where nothing needs decoding.
+        codec: Fingerprint of the weights that decode a sample, or the name that the catalogue gives the space; empty
+            where nothing needs decoding.
     """
 
     kind: str
@@ -50,7 +65,13 @@ class Card:
         height: Its native height.
         takes_prompts: Whether a prompt means anything to it.
         parameters: How many weights, all parts together.
+        memory: Bytes that they take.
         calibrated: Whether ``error`` was measured; otherwise it is the Gaussian fallback.
+        guidance: What a guidance scale means to it.
+        grid: How its noise levels are best spaced.
+        adapters: The names of the LoRAs that it can wear.
+        paints: Whether it reads the known picture and the mask as inputs of its network.
+        multiple: What its pictures' sides are multiples of, in pixels; 0 where it draws one size only.
     """
 
     space: DataSpace
@@ -62,6 +83,36 @@ class Card:
     takes_prompts: bool
     parameters: int
     calibrated: bool
+    guidance: Guidance = Guidance.CLASSIFIER_FREE
+    grid: Grid = Grid.KARRAS
+    adapters: tuple[str, ...] = ()
+    paints: bool = False
+    multiple: int = 1
+    memory: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """How a model is to be loaded, besides where it is, to which device and in what type.
+
+    Attributes:
+        loras: Name → file of the LoRAs that it shall be able to wear.
+        config: The diffusers folder that a single file goes with; None to let diffusers look for it.
+        space: The name of the data space that it is said to be of; empty for its autoencoder's own.
+        tiling: Whether pictures are decoded and encoded in tiles.
+        clip_skip: How many of CLIP's last layers are left out.
+        parts: Networks that are loaded already, by what they were read from; models that share files share these.
+    """
+
+    loras: Mapping[str, Path] = field(default_factory=dict)
+    config: Path | None = None
+    space: str = ""
+    tiling: bool = False
+    clip_skip: int = 0
+    parts: MutableMapping[Hashable, Any] = field(default_factory=dict, compare=False, repr=False)
+
+
+DEFAULT_OPTIONS: Final = LoadOptions()
 
 
 class Denoiser(Protocol):
@@ -80,12 +131,21 @@ class Denoiser(Protocol):
         """
         ...
 
+    def own_sigmas(self, steps: int, shape: Shape) -> Tensor:
+        """The grid that the model's makers sample it with: (N + 1,) float64, descending to 0, within its levels."""
+        ...
+
 
 class Conditioner(Protocol):
     """Prompts to conditions."""
 
-    def encode_prompts(self, texts: Sequence[str]) -> Condition:
-        """One row a text; what a row holds depends on its own text alone."""
+    def encode_prompts(self, texts: Sequence[str], adapters: Mapping[str, float] | None = None) -> Condition:
+        """One row a text; what a row holds depends on its own text alone.
+
+        Args:
+            texts: The prompts.
+            adapters: The LoRAs that the model wears for these rows, by name, each with its scale.
+        """
         ...
 
 
@@ -108,6 +168,16 @@ class Codec(Protocol):
         """(B, 3, height, width) pictures in [0, 1] to (B, …) clean samples."""
         ...
 
+    def painted(self, shape: Shape, image: Tensor | None = None, mask: Tensor | None = None) -> Condition:
+        """What a model that paints (``card.paints``) reads of the picture it paints on, one row; {} for others.
+
+        Args:
+            shape: Of one sample.
+            image: (1, 3, height, width) in [0, 1]; None for no picture.
+            mask: (1, 1, height, width) in [0, 1], 1 where it is painted anew; None for everywhere.
+        """
+        ...
+
 
 class Model(Denoiser, Conditioner, Codec, Protocol):
     """A loaded model."""
@@ -125,6 +195,6 @@ class Model(Denoiser, Conditioner, Codec, Protocol):
 
 def check_size(width: int, height: int, multiple: int) -> None:
     """Refuse a picture size that is not a positive multiple of ``multiple``."""
-    for field, value in (("width", width), ("height", height)):
+    for side, value in (("width", width), ("height", height)):
         if value <= 0 or value % multiple:
-            raise InvalidInputError(f"{field} must be a positive multiple of {multiple}, got {value}", field=(field,))
+            raise InvalidInputError(f"{side} must be a positive multiple of {multiple}, got {value}", field=(side,))

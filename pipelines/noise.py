@@ -5,8 +5,9 @@ noise schedules meet at the same σ.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any, Final
 
 import torch
@@ -14,7 +15,8 @@ from torch import Tensor
 
 from pipelines.errors import InvalidInputError
 
-_ZERO_SNR_SIGMA_MAX: Final = 160.0
+SIGMA_LIMIT: Final = 160.0
+"""Where a path ends in pure noise (zero terminal SNR, flow matching) σ has no end; sampling starts here."""
 
 
 def karras_sigmas(steps: int, sigma_min: float, sigma_max: float, rho: float = 7.0) -> Tensor:
@@ -60,6 +62,23 @@ def timestep_sigmas(steps: int, table: "NoiseTable") -> Tensor:
     return _with_zero(table.sigma(torch.linspace(last, 0, steps, dtype=torch.float64)))
 
 
+class Grid(StrEnum):
+    """How the noise levels are spaced; OWN is the spacing that the model's makers sample it with."""
+
+    KARRAS = "karras"
+    LINEAR = "linear"
+    LOGARITHMIC = "logarithmic"
+    OWN = "own"
+
+
+GRIDS: Final[Mapping[Grid, Callable[[int, float, float], Tensor]]] = {
+    Grid.KARRAS: karras_sigmas,
+    Grid.LINEAR: linear_sigmas,
+    Grid.LOGARITHMIC: logarithmic_sigmas,
+}
+"""The grids that follow from their ends alone."""
+
+
 def flow_time(sigma: Tensor) -> Tensor:
     """t = σ / (1 + σ): the time of a flow-matching path x_t = (1 − t) x_0 + t ε at noise level σ."""
     return sigma / (1 + sigma)
@@ -88,7 +107,7 @@ class NoiseTable:
     @property
     def sigma_max(self) -> float:
         """The largest usable level: where a zero-terminal-SNR schedule is infinite, the last finite one below 160."""
-        usable = self.sigmas[self.sigmas <= _ZERO_SNR_SIGMA_MAX] if math.isinf(self.sigmas[-1]) else self.sigmas
+        usable = self.sigmas[self.sigmas <= SIGMA_LIMIT] if math.isinf(self.sigmas[-1]) else self.sigmas
         return float(usable[-1])
 
     def timestep(self, sigma: Tensor) -> Tensor:

@@ -6,122 +6,26 @@ plain loop over one.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from enum import StrEnum
 from typing import Final
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pipelines.composition import And, Average, Expression, Or, Product, Prompt, leaves
+from pipelines.canvas import Canvas, begin, keep, known_variance, retraced
+from pipelines.composition import And, Expression, Or, Product, Prompt, leaves
 from pipelines.errors import IncompatibleModelsError, InvalidInputError, NonFiniteError
-from pipelines.kernel import Kernel, transitions
-from pipelines.model import Condition, Model
-from pipelines.noise import karras_sigmas, linear_sigmas, logarithmic_sigmas
-from pipelines.superposition import Operator, Rule, Step, superpose
+from pipelines.kernel import Kernel
+from pipelines.layout import Layout, Row, lay_out, rule_of
+from pipelines.model import Condition, Guidance, Model, Shape
+from pipelines.params import SamplingParams, image_seed
+from pipelines.schedule import Schedule, make_schedule
+from pipelines.superposition import Rule, Step, superpose
 
-SEED_LIMIT: Final = 2**53
-MAX_STEPS: Final = 1000
-
-
-class Grid(StrEnum):
-    """How the noise levels are spaced."""
-
-    KARRAS = "karras"
-    LINEAR = "linear"
-    LOGARITHMIC = "logarithmic"
-
-
-_GRIDS: Final = {Grid.KARRAS: karras_sigmas, Grid.LINEAR: linear_sigmas, Grid.LOGARITHMIC: logarithmic_sigmas}
-
-
-@dataclass(frozen=True, slots=True)
-class SamplingParams:
-    """How to sample.
-
-    Attributes:
-        steps: N, the number of network calls; 1 to 1000.
-        guidance_scale: w of classifier-free guidance; 1 is none.
-        seed: In [0, 2**53). Image i is drawn from seed + i, so n images at once equal n single ones.
-        num_images: n ≥ 1.
-        width: Of the pictures, in pixels; None for the first model's native size.
-        height: Likewise.
-        kernel: Which transition kernel.
-        grid: How the noise levels are spaced.
-        negative_prompt: What guidance leads away from; empty for the unconditional branch.
-    """
-
-    steps: int = 25
-    guidance_scale: float = 4.0
-    seed: int = 0
-    num_images: int = 1
-    width: int | None = None
-    height: int | None = None
-    kernel: Kernel = Kernel.CALIBRATED
-    grid: Grid = Grid.KARRAS
-    negative_prompt: str = ""
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.steps <= MAX_STEPS:
-            raise InvalidInputError(f"steps must be 1 to {MAX_STEPS}, got {self.steps}", field=("steps",))
-        if not 0 <= self.seed < SEED_LIMIT:
-            raise InvalidInputError(f"seed must be 0 to {SEED_LIMIT - 1}, got {self.seed}", field=("seed",))
-        if self.num_images < 1:
-            raise InvalidInputError(f"num_images must be at least 1, got {self.num_images}", field=("num_images",))
-        if not math.isfinite(self.guidance_scale):
-            detail = f"guidance_scale must be finite, got {self.guidance_scale}"
-            raise InvalidInputError(detail, field=("guidance_scale",))
-
-
-def image_seed(seed: int, index: int) -> int:
-    """The seed of image ``index`` of a request: the one with which a request of one image draws the same."""
-    return (seed + index) % SEED_LIMIT
-
-
-@dataclass(frozen=True, slots=True)
-class Schedule:
-    """A request's course; float64, on the CPU.
-
-    Attributes:
-        sigmas: (N + 1,) the grid.
-        h: (N,) the kernel's step.
-        v: (N,) its variance.
-        lift_share: (N,) how much of AND's lifts each step takes; sums to 1, or 0 where no step adds noise.
-    """
-
-    sigmas: Tensor
-    h: Tensor
-    v: Tensor
-    lift_share: Tensor
-
-    @property
-    def steps(self) -> int:
-        """N."""
-        return len(self.h)
-
-    def at(self, index: int) -> tuple[float, float, float]:
-        """(σ_t, h, v) of a step."""
-        return float(self.sigmas[index]), float(self.h[index]), float(self.v[index])
-
-    @property
-    def estimates(self) -> bool:
-        """Whether any step adds noise, so that densities are estimated at all."""
-        return bool((self.v > 0).any())
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """Which networks a request asks, and where the answers go.
-
-    Attributes:
-        rows: The distinct (model, text) pairs: what is computed for every image at every step.
-        slots: For each of the M components, then of the P unconditional branches, the index of its row.
-    """
-
-    rows: tuple[Prompt, ...]
-    slots: tuple[int, ...]
+# Nothing is sampled at strength 0, and so nothing is divided by this.
+_TINY: Final = 1e-300
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +44,7 @@ class SamplerState:
         conditions: One condition of one row for each of the layout's rows.
         rule: B rows.
         lifted: Whether the rule's numbers are AND's lifts, of which every step takes a share.
+        canvas: The known picture that is painted on, if there is one.
     """
 
     z: Tensor
@@ -153,6 +58,7 @@ class SamplerState:
     conditions: tuple[Condition, ...]
     rule: Rule = field(repr=False)
     lifted: bool = False
+    canvas: Canvas | None = field(default=None, repr=False)
 
     @property
     def done(self) -> bool:
@@ -165,85 +71,17 @@ class SamplerState:
         return self.weight_sum / max(1, self.index)
 
 
-def lay_out(expression: Expression, params: SamplingParams) -> tuple[Layout, list[int]]:
-    """The layout of a request, and for each component the index of its unconditional branch (empty without any).
-
-    The branches are those of the components' models under the negative prompt, one a model; they are left out where
-    guidance 1 makes them vanish.
-    """
-    terms = leaves(expression)
-    guided = params.guidance_scale != 1 or isinstance(expression, Product)
-    models = list(dict.fromkeys(term.model for term in terms)) if guided else []
-    branches = [Prompt(params.negative_prompt, model) for model in models]
-    rows = tuple(dict.fromkeys([*terms, *branches]))
-    layout = Layout(rows, tuple(rows.index(slot) for slot in [*terms, *branches]))
-    return layout, [models.index(term.model) for term in terms] if guided else []
-
-
-def rule_of(expression: Expression, branches: Sequence[int], params: SamplingParams, images: int) -> Rule:
-    """The superposition rule of a request, one line an image; AND's numbers are the whole lifts."""
-    terms = leaves(expression)
-    count = len(terms)
-    temperature = 1.0
-    numbers: Sequence[float]
-    match expression:
-        case Or(temperature=t, biases=biases):
-            operator, numbers, temperature = Operator.OR, biases or [0.0] * count, t
-        case And(lifts=lifts):
-            operator, numbers = Operator.AND, lifts or [0.0] * count
-        case Average(weights=weights):
-            total = sum(weights) if weights else count
-            operator, numbers = Operator.AVERAGE, [w / total for w in weights or [1.0] * count]
-        case Product(weights=weights):
-            operator, numbers = Operator.PRODUCT, weights or [1.0] * count
-        case Prompt():
-            operator, numbers = Operator.AVERAGE, [1.0]
-    width = max(branches, default=-1) + 1
-    branch = torch.zeros(count, width, dtype=torch.float64)
-    for i, p in enumerate(branches):
-        branch[i, p] = 1
-    return Rule(
-        torch.full((images,), int(operator)),
-        torch.ones(images, count, dtype=torch.bool),
-        torch.tensor(numbers, dtype=torch.float64).expand(images, -1),
-        torch.full((images,), temperature, dtype=torch.float64),
-        torch.full((images,), params.guidance_scale, dtype=torch.float64),
-        branch.expand(images, -1, -1),
-    )
-
-
-def make_schedule(params: SamplingParams, models: Sequence[Model]) -> Schedule:
-    """The grid over the noise levels that all models know, with the mean of their denoising errors.
+def check(
+    expression: Expression, params: SamplingParams, models: Mapping[str, Model], *, on_canvas: bool = False
+) -> None:
+    """Refuse what has no meaning: models without a common data space, what a model cannot read or wear, guidance that
+    it does not know, densities without noise, a size that it does not have.
 
     Args:
-        params: How to sample.
-        models: The model of each component: one that carries two components counts twice in the mean.
-    """
-    low = max(model.card.sigma_min for model in models)
-    high = min(model.card.sigma_max for model in models)
-    sigmas = _GRIDS[params.grid](params.steps, low, high)
-    error = torch.stack([model.card.error(sigmas[:-1]) for model in models]).mean(0)
-    h, v = transitions(params.kernel, sigmas, error)
-    return Schedule(sigmas, h, v, _lift_share(sigmas[:-1], h, v, error))
-
-
-def _lift_share(sigma: Tensor, h: Tensor, v: Tensor, error: Tensor) -> Tensor:
-    """How to share a lift among the steps: where components differ most against the noise, it costs least.
-
-    A lift L of one step moves the sample by v L/|D|, which the noise makes v L²/(2|D|²) nats unlikely; so the costs'
-    sum is least for L ∝ |D|²/v, D = h (x̂0_1 − x̂0_2)/σ². Before sampling, |x̂0_1 − x̂0_2|² is known only in kind: it
-    vanishes with what the model does not know yet, m(σ), and with what it knows already, σ_d² − m(σ).
-    """
-    differing = error * (error.max() - error).clamp(min=0)
-    share = torch.where(v > 0, h**2 / (sigma**4 * v.clamp(min=torch.finfo(v.dtype).tiny)) * differing, 0.0)
-    noisy = (v > 0).to(v)
-    share = torch.where(share.sum() > 0, share, noisy)
-    return share / share.sum().clamp(min=torch.finfo(v.dtype).tiny)
-
-
-def check(expression: Expression, params: SamplingParams, models: Mapping[str, Model]) -> None:
-    """Refuse what has no meaning: models without a common data space, prompts that a model cannot read, densities
-    without noise, a size that a model does not have.
+        expression: What to compose.
+        params: How.
+        models: The loaded models by name.
+        on_canvas: Whether there is a known picture to paint on.
     """
     terms = leaves(expression)
     named = {term.model: models[term.model] for term in terms}
@@ -254,20 +92,42 @@ def check(expression: Expression, params: SamplingParams, models: Mapping[str, M
         ranges = {name: f"σ {m.card.sigma_min:.3g}–{m.card.sigma_max:.3g}" for name, m in named.items()}
         raise IncompatibleModelsError(ranges)
     for i, term in enumerate(terms):
-        if term.text and not models[term.model].card.takes_prompts:
-            detail = f"the model {term.model!r} takes no prompts; leave it empty"
-            raise InvalidInputError(detail, field=("components", i, "prompt"))
-        if params.negative_prompt and not models[term.model].card.takes_prompts:
-            detail = f"the model {term.model!r} takes no prompts, so there is nothing to lead away from"
-            raise InvalidInputError(detail, field=("negative_prompt",))
+        _check_term(i, term, expression, params, models[term.model])
     if params.kernel is Kernel.DETERMINISTIC and isinstance(expression, Or | And) and len(terms) > 1:
         allowed = ", ".join(kernel for kernel in Kernel if kernel is not Kernel.DETERMINISTIC)
         detail = f"the deterministic kernel has no density to weigh components by; allowed are {allowed}"
         raise InvalidInputError(detail, field=("kernel",))
+    if params.strength < 1 and not on_canvas:
+        raise InvalidInputError("strength below 1 needs an image to begin from", field=("strength",))
     sample_shape(expression, params, models)
 
 
-def sample_shape(expression: Expression, params: SamplingParams, models: Mapping[str, Model]) -> tuple[int, ...]:
+def _check_term(index: int, term: Prompt, expression: Expression, params: SamplingParams, model: Model) -> None:
+    """Refuse what a component's model cannot read, wear or follow."""
+    where, card = ("components", index), model.card
+    if term.text and not card.takes_prompts:
+        raise InvalidInputError(f"the model {term.model!r} takes no prompts; leave it empty", field=(*where, "prompt"))
+    negative = params.negative_prompt if term.negative is None else term.negative
+    said = ("negative_prompt",) if term.negative is None else (*where, "negative_prompt")
+    if negative and not card.takes_prompts:
+        detail = f"the model {term.model!r} takes no prompts, so there is nothing to lead away from"
+        raise InvalidInputError(detail, field=said)
+    if card.guidance is not Guidance.CLASSIFIER_FREE:
+        if negative:
+            raise InvalidInputError(f"the model {term.model!r} has no guidance to lead away by", field=said)
+        if isinstance(expression, Product):
+            detail = f"the model {term.model!r} has no unconditional density to take a product over"
+            raise InvalidInputError(detail, field=(*where, "model"))
+    if card.guidance is Guidance.NONE and params.guidance_scale != 1:
+        detail = f"the model {term.model!r} knows no guidance: guidance_scale must be 1, got {params.guidance_scale:g}"
+        raise InvalidInputError(detail, field=("guidance_scale",))
+    for name, _ in term.adapters:
+        if name not in card.adapters:
+            told = f"it has {', '.join(card.adapters)}" if card.adapters else "it has none"
+            raise InvalidInputError(f"the model {term.model!r} has no LoRA {name!r}; {told}", field=(*where, "lora"))
+
+
+def sample_shape(expression: Expression, params: SamplingParams, models: Mapping[str, Model]) -> Shape:
     """The shape of one sample of a request: every model must have the size; the first one's is the default."""
     width, height = picture_size(expression, params, models)
     shapes = {leaf.model: models[leaf.model].sample_shape(width, height) for leaf in leaves(expression)}
@@ -304,7 +164,8 @@ def prepare(
     params: SamplingParams,
     models: Mapping[str, Model],
     noise: Tensor,
-    encode: Callable[[Prompt], Condition] | None = None,
+    encode: Callable[[Row], Condition] | None = None,
+    canvas: Canvas | None = None,
 ) -> SamplerState:
     """The state before the first step.
 
@@ -314,17 +175,20 @@ def prepare(
         models: The loaded models by name; those that the expression names must have passed :func:`check`.
         noise: (B, …) the first draw.
         encode: Gives the condition of a row; for a cache in between. The default asks the row's model.
+        canvas: The known picture, for image-to-image, inpainting and densities.
     """
-    layout, branches = lay_out(expression, params)
+    layout, branches = lay_out(expression, params, models)
     rule = rule_of(expression, branches, params, len(noise))
-    schedule = make_schedule(params, [models[leaf.model] for leaf in leaves(expression)])
+    schedule = make_schedule(params, [models[leaf.model] for leaf in leaves(expression)], noise.shape[1:])
     sigma_max = float(schedule.sigmas[0])
     device = models[layout.rows[0].model].device
     zeros = torch.zeros(len(noise), rule.components, dtype=torch.float64, device=device)
-    # log N(z_T; 0, σ_max² I): at σ_max every component is this one Gaussian.
-    start = -noise.double().square().flatten(1).sum(1) / 2 - noise[0].numel() / 2 * math.log(2 * math.pi * sigma_max**2)
+    # log N(z_T; x, σ_max² I), x = 0 without a canvas: at σ_max every component is this one Gaussian. Sampling that
+    # begins at a lower level knows of its densities there only that it was one and the same point for all.
+    start = -noise.double().square().flatten(1).sum(1) / 2
+    start -= noise[0].numel() * (math.log(2 * math.pi) / 2 + math.log(max(sigma_max, _TINY)))
     return SamplerState(
-        z=(noise * sigma_max).to(device),
+        z=begin(noise.to(device), sigma_max, canvas, params.strength),
         log_q=start.unsqueeze(1).expand(-1, rule.components).to(device),
         weights=zeros,
         weight_sum=zeros,
@@ -332,21 +196,38 @@ def prepare(
         index=0,
         schedule=schedule,
         layout=layout,
-        conditions=tuple((encode or _encoder(models))(row) for row in layout.rows),
+        conditions=tuple(
+            _whole_condition(row, (encode or _encoder(models))(row), models[row.model], params, canvas, noise.shape[1:])
+            for row in layout.rows
+        ),
         rule=rule.to(device),
         lifted=isinstance(expression, And),
+        canvas=canvas,
     )
 
 
-def _encoder(models: Mapping[str, Model]) -> Callable[[Prompt], Condition]:
-    return lambda row: models[row.model].encode_prompts([row.text])
+def _encoder(models: Mapping[str, Model]) -> Callable[[Row], Condition]:
+    return lambda row: models[row.model].encode_prompts([row.text], dict(row.adapters))
+
+
+def _whole_condition(
+    row: Row, text: Condition, model: Model, params: SamplingParams, canvas: Canvas | None, shape: Shape
+) -> Condition:
+    """A row's condition with what is not of its text: the scale of distilled guidance, the picture painted on."""
+    whole = dict(text)
+    if model.card.guidance is Guidance.DISTILLED:
+        whole["guidance"] = torch.tensor([params.guidance_scale], dtype=torch.float32, device=model.device)
+    if model.card.paints:
+        given = canvas.conditions.get(row.model) if canvas is not None else None
+        whole |= model.painted(shape) if given is None else given
+    return whole
 
 
 @torch.inference_mode()
 def evaluate(
     states: Sequence[SamplerState], models: Mapping[str, Model], forward_rows: int | None = None
 ) -> list[Tensor]:
-    """x̂0 of every row of every state: one forward per model.
+    """x̂0 of every row of every state: one forward per model (and per length of text, where texts are long).
 
     Args:
         states: Not done, of one sample shape, on one device.
@@ -357,11 +238,11 @@ def evaluate(
         For each state (B, M + P, …): its components, then its unconditional branches.
     """
     answers: list[list[Tensor]] = [[state.z] * len(state.layout.rows) for state in states]
-    asked: dict[str, list[tuple[int, int]]] = {}
+    asked: dict[tuple[str, Hashable], list[tuple[int, int]]] = {}
     for i, state in enumerate(states):
         for j, row in enumerate(state.layout.rows):
-            asked.setdefault(row.model, []).append((i, j))
-    for name, places in asked.items():
+            asked.setdefault((row.model, _shapes(state.conditions[j])), []).append((i, j))
+    for (name, _), places in asked.items():
         sizes = [len(states[i].z) for i, _ in places]
         z = torch.cat([states[i].z for i, _ in places])
         levels = [float(states[i].schedule.sigmas[states[i].index]) for i, _ in places]
@@ -393,6 +274,11 @@ def _forward(model: Model, z: Tensor, sigma: Tensor, condition: Condition, rows:
     )
 
 
+def _shapes(condition: Condition) -> Hashable:
+    """What rows must share to stand in one batch."""
+    return tuple((key, value.shape[1:]) for key, value in condition.items())
+
+
 def collate(conditions: Sequence[tuple[Condition, int]]) -> Condition:
     """One condition out of single rows, each repeated as often as its number says."""
     keys = conditions[0][0].keys()
@@ -410,6 +296,7 @@ def step(states: Sequence[SamplerState], denoised: Sequence[Tensor], noise: Sequ
     """
     sizes = [len(state.z) for state in states]
     device = states[0].z.device
+    inputs = [_on_canvas(*parts) for parts in zip(states, denoised, noise, strict=True)]
     rule = Rule.join([_rule_now(state) for state in states])
     m, p = rule.components, rule.unconditionals
     course = torch.tensor([state.schedule.at(state.index) for state in states], dtype=torch.float64)
@@ -417,8 +304,8 @@ def step(states: Sequence[SamplerState], denoised: Sequence[Tensor], noise: Sequ
     taken = superpose(
         torch.cat([state.z for state in states]),
         torch.cat([functional.pad(state.log_q, (0, m - state.log_q.shape[1])) for state in states]),
-        torch.cat([_widened(d, state.rule, m, p) for d, state in zip(denoised, states, strict=True)]),
-        torch.cat([n.to(device, non_blocking=True) for n in noise]).to(states[0].z),
+        torch.cat([_widened(d, state.rule, m, p) for (d, _), state in zip(inputs, states, strict=True)]),
+        torch.cat([n.to(device, non_blocking=True) for _, n in inputs]).to(states[0].z),
         sigma,
         h,
         v,
@@ -428,6 +315,21 @@ def step(states: Sequence[SamplerState], denoised: Sequence[Tensor], noise: Sequ
         _moved(state, Step(*parts))
         for state, *parts in zip(states, *(part.split(sizes) for part in taken), strict=True)
     ]
+
+
+def _on_canvas(state: SamplerState, denoised: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """The estimates and the noise of a step as the state's canvas has them."""
+    canvas = state.canvas
+    if canvas is None:
+        return denoised, noise
+    sigma, h, v = state.schedule.at(state.index)
+    noise = noise.to(state.z)
+    if v == 0:
+        return keep(canvas, denoised, noise, 0.0)
+    kept_v = known_variance(sigma, float(state.schedule.sigmas[state.index + 1]), h)
+    if canvas.retrace:
+        return denoised, retraced(canvas, state.z, denoised, noise, (sigma, h, v), kept_v)
+    return keep(canvas, denoised, noise, math.sqrt(kept_v / v))
 
 
 def _rule_now(state: SamplerState) -> Rule:
@@ -470,6 +372,7 @@ def estimate(before: SamplerState, after: SamplerState, noise: Tensor) -> Tensor
     The step was d = (h/σ²)(x̂0 − z) + √v ξ, so x̂0 = z + (σ²/h)(d − √v ξ).
     """
     sigma, h, v = before.schedule.at(before.index)
+    _, noise = _on_canvas(before, before.z.unsqueeze(1), noise)
     moved = after.z - before.z - math.sqrt(v) * noise.to(before.z)
     return before.z + sigma**2 / h * moved
 
@@ -501,7 +404,7 @@ def finish(state: SamplerState) -> Samples:
         detail = "the sample overflowed; a lower guidance scale, smaller weights or more steps may help"
         raise NonFiniteError(detail)
     log_density = state.log_q if state.schedule.estimates else torch.full_like(state.log_q, torch.nan)
-    return Samples(state.z, log_density, state.mean_weights, state.clamped / state.index)
+    return Samples(state.z, log_density, state.mean_weights, state.clamped / max(1, state.index))
 
 
 def sample(
@@ -510,6 +413,7 @@ def sample(
     models: Mapping[str, Model],
     progress: Progress | None = None,
     forward_rows: int | None = None,
+    canvas: Canvas | None = None,
 ) -> Samples:
     """Sample one request from start to end: the plain reference loop.
 
@@ -519,10 +423,11 @@ def sample(
         models: The loaded models by name.
         progress: Called with the state after every step.
         forward_rows: How many rows one forward may take; None for no bound.
+        canvas: The known picture, for image-to-image, inpainting and densities.
     """
-    check(expression, params, models)
+    check(expression, params, models, on_canvas=canvas is not None)
     source = NoiseSource(params, sample_shape(expression, params, models))
-    state = prepare(expression, params, models, source.draw())
+    state = prepare(expression, params, models, source.draw(), canvas=canvas)
     while not state.done:
         # The last step adds no noise, so none is drawn for it.
         noise = source.draw() if state.index < state.schedule.steps - 1 else torch.zeros_like(state.z)

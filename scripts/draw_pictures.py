@@ -8,7 +8,8 @@ from PIL import Image
 
 from pipelines.catalog import Catalog
 from pipelines.composition import And, Average, Expression, Or, Product, Prompt, leaves
-from pipelines.sampler import SamplingParams, sample
+from pipelines.params import SamplingParams
+from pipelines.sampler import sample
 
 OUT: Final = Path(__file__).parents[1] / "docs/images"
 COLUMNS: Final = 8

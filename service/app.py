@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from pipelines.catalog import Catalog
 from pipelines.errors import PipelineError
 from service import errors
-from service.api import health, jobs, models, superpose
+from service.api import density, health, jobs, models, superpose
 from service.body_limit import BodyLimit
 from service.engine.engine import Engine
 from service.engine.executor import Executor
@@ -52,7 +52,7 @@ def create_app(
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         engine.start()
-        background = [asyncio.create_task(_load(services)), asyncio.create_task(_forget(services.registry))]
+        background = [asyncio.create_task(_load(services)), asyncio.create_task(_forget(services))]
         yield
         for task in background:
             task.cancel()
@@ -65,7 +65,7 @@ def create_app(
     app.state.services = services
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
     errors.install(app)
-    for router in (superpose.router, jobs.router, models.router, health.router):
+    for router in (superpose.router, density.router, jobs.router, models.router, health.router):
         app.include_router(router)
     return app
 
@@ -100,8 +100,10 @@ async def _load(services: Services) -> None:
     services.ready.set()
 
 
-async def _forget(registry: Registry) -> None:
-    """Drop finished jobs as their time comes, also when nobody asks."""
+async def _forget(services: Services) -> None:
+    """Drop finished jobs and idle models as their time comes, also when nobody asks."""
     while True:
         await asyncio.sleep(_FORGET_EVERY_S)
-        registry.forget()
+        services.registry.forget()
+        for name in await asyncio.to_thread(services.catalog.unload_idle):
+            _LOG.info("unloaded %s: idle", name)

@@ -1,21 +1,19 @@
 """The command ``superdiff``: serve, compose, models, calibrate."""
 
 import asyncio
-import contextlib
 import logging
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 import typer
-from pydantic import ValidationError
 
-from pipelines.catalog import Catalog
 from pipelines.composition import And, Average, Expression, Or, Product, Prompt, leaves
-from pipelines.errors import InvalidInputError, PipelineError
+from pipelines.errors import InvalidInputError
 from pipelines.kernel import Kernel
-from service.settings import Settings
+from service.cli_common import CatalogOption, DeviceOption, open_catalog, read_settings, told
+from service.cli_models import models_app
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="Compose pretrained diffusion models by superposition."
@@ -24,8 +22,8 @@ app = typer.Typer(
 _LAST_ANSWERS_S: Final = 5
 _OPERATORS: Final = {"or": Or, "and": And, "average": Average, "product": Product}
 
-CatalogOption = Annotated[Path | None, typer.Option("--catalog", help="Catalogue file; none for the builtin models.")]
-DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 …; none to choose.")]
+
+app.add_typer(models_app, name="models")
 
 
 @app.command()
@@ -44,8 +42,8 @@ def serve(
     given = {"host": host, "port": port, "catalog": catalog, "device": device}
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    with _told():
-        settings = _settings(**{key: value for key, value in given.items() if value is not None})
+    with told():
+        settings = read_settings(**{key: value for key, value in given.items() if value is not None})
         application = create_app(settings)
     services: Services = application.state.services
 
@@ -79,11 +77,11 @@ def compose(
     out: Annotated[Path, typer.Option("--out", "-o", help="Where the picture goes; several get numbers.")] = Path(
         "composed.png"
     ),
-    steps: Annotated[int, typer.Option(help="Network calls.")] = 25,
-    guidance: Annotated[float, typer.Option(help="Classifier-free guidance; 1 for none.")] = 4.0,
+    steps: Annotated[int | None, typer.Option(help="Network calls; the model's default where absent.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="1 for none; the model's default where absent.")] = None,
     seed: Annotated[int | None, typer.Option(help="Drawn where absent.")] = None,
     images: Annotated[int, typer.Option("--images", "-n", help="How many.", min=1)] = 1,
-    kernel: Annotated[Kernel, typer.Option(help="Transition kernel.")] = Kernel.CALIBRATED,
+    kernel: Annotated[Kernel | None, typer.Option(help="Transition kernel; the model's default where absent.")] = None,
     negative: Annotated[str, typer.Option(help="What guidance leads away from.")] = "",
     temperature: Annotated[float, typer.Option(help="OR's temperature.")] = 1.0,
     catalog: CatalogOption = None,
@@ -95,22 +93,24 @@ def compose(
     from PIL import Image
     from tqdm import tqdm
 
-    from pipelines.sampler import SEED_LIMIT, SamplingParams, image_seed, sample
+    from pipelines.params import SEED_LIMIT, SamplingParams, image_seed
+    from pipelines.sampler import sample
 
-    with _told():
-        held = _catalog(catalog, device)
+    with told():
+        held = open_catalog(catalog, device)
         expression = parse_words(words, held.names, temperature)
+        defaults = held.defaults(leaves(expression)[0].model)
         params = SamplingParams(
-            steps=steps,
-            guidance_scale=guidance,
+            steps=defaults.steps if steps is None else steps,
+            guidance_scale=defaults.guidance_scale if guidance is None else guidance,
             seed=secrets.randbelow(SEED_LIMIT) if seed is None else seed,
             num_images=images,
-            kernel=kernel,
+            kernel=kernel or defaults.kernel,
             negative_prompt=negative,
         )
         names = dict.fromkeys(leaf.model for leaf in leaves(expression))
         models = {name: held.get(name) for name in names}
-        with tqdm(total=steps, unit="step") as bar:
+        with tqdm(total=params.steps, unit="step") as bar:
             samples = sample(expression, params, models, lambda _: bar.update())
         pictures = models[leaves(expression)[0].model].decode(samples.z)
     for i, picture in enumerate(pictures):
@@ -120,20 +120,6 @@ def compose(
         Image.fromarray(pixels).save(path)
         density = ", ".join(f"{value:.1f}" for value in samples.log_density[i].tolist())
         typer.echo(f"{path}  seed {image_seed(params.seed, i)}  log-densities {density} nats")
-
-
-@app.command()
-def models(catalog: CatalogOption = None, device: DeviceOption = None) -> None:
-    """List the catalogue: every model is loaded and described."""
-    with _told():
-        held = _catalog(catalog, device)
-        for name in held.names:
-            card = held.get(name).card
-            curve = "measured" if card.calibrated else "Gaussian fallback"
-            typer.echo(
-                f"{name}: {card.parameters / 1e6:.1f} M parameters, {card.width}×{card.height}, {card.space}, "
-                f"σ {card.sigma_min:.3g}–{card.sigma_max:.3g}, denoising error: {curve}"
-            )
 
 
 @app.command()
@@ -147,12 +133,12 @@ def calibrate(
 ) -> None:
     """Measure a model's denoising error m(σ) on its own samples, and store it in the model's folder."""
     from pipelines.calibration import calibrate_on_own_samples
-    from pipelines.families.folder import CALIBRATION_FILE, write_calibration
+    from pipelines.families.folder import calibration_path, write_calibration
 
-    with _told():
-        held = _catalog(catalog, device)
+    with told():
+        held = open_catalog(catalog, device)
         curve = calibrate_on_own_samples(held.get(name), prompt or [""], images=images, steps=steps)
-        path = held.entry(name).folder / CALIBRATION_FILE
+        path = calibration_path(held.source(name))
         write_calibration(path, curve)
     typer.echo(f"{path}: m(σ) at {len(curve.sigmas)} levels, from {curve.values[0]:.3g} to {curve.values[-1]:.3g}")
 
@@ -179,33 +165,6 @@ def _term(text: str, names: Sequence[str]) -> Prompt:
     """PROMPT@MODEL, or a prompt to the first model; an @ before anything else belongs to the prompt."""
     prompt, at, model = text.rpartition("@")
     return Prompt(prompt.strip(), model) if at and model in names else Prompt(text, names[0])
-
-
-def _catalog(path: Path | None, device: str | None) -> Catalog:
-    settings = _settings()
-    path, device = path or settings.catalog, device or settings.device
-    return Catalog.read(path, device) if path else Catalog.builtin(device)
-
-
-def _settings(**given: Any) -> Settings:
-    """The settings, with what the command line gave; what makes no sense is told by its name."""
-    try:
-        return Settings(**given)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(map(str, first["loc"]))
-        told = f"SUPERDIFF_{name.upper()}: {first['msg']}, got {first['input']!r}"
-        raise InvalidInputError(told, field=(name,)) from error
-
-
-@contextlib.contextmanager
-def _told() -> Iterator[None]:
-    """Say what a user can mend, without a stack trace, and exit with 2."""
-    try:
-        yield
-    except PipelineError as error:
-        typer.secho(f"superdiff: {error}", fg="red", err=True)
-        raise typer.Exit(2) from error
 
 
 if __name__ == "__main__":

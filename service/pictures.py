@@ -1,17 +1,24 @@
-"""Arrays to encoded pictures."""
+"""Pictures in and out: arrays to encoded pictures, and what clients send to arrays."""
 
+import base64
+import binascii
 import io
+import re
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from pipelines.errors import InvalidInputError
 
 _OPTIONS: Final[dict[str, dict[str, object]]] = {
     "png": {"optimize": False},
     "jpeg": {"quality": 95, "subsampling": 0},
     "webp": {"quality": 95},
 }
+_READ: Final = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+_DATA_URI: Final = re.compile(r"data:[\w.+-]+/[\w.+-]+(;[\w.+=-]+)*;base64,", re.ASCII)
 
 
 def encode_picture(pixels: NDArray[np.uint8], image_format: str) -> bytes:
@@ -24,3 +31,37 @@ def encode_picture(pixels: NDArray[np.uint8], image_format: str) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, image_format, **_OPTIONS[image_format])
     return buffer.getvalue()
+
+
+def decode_picture(text: str, field: str, max_pixels: int) -> Image.Image:
+    """A picture that a client sent, upright as its EXIF orientation says, not yet converted to any mode.
+
+    Args:
+        text: Base64, bare or as a data: URI.
+        field: Where it stood in the request.
+        max_pixels: Larger ones are refused before they are decompressed.
+
+    Raises:
+        InvalidInputError: Not base64, not a picture, truncated, or too large.
+    """
+    if text.startswith(("http:", "https:", "file:")):
+        raise InvalidInputError(
+            f"{field} must be the picture itself in base64; addresses are not fetched", field=(field,)
+        )
+    start = _DATA_URI.match(text)
+    try:
+        data = base64.b64decode(text[start.end() if start else 0 :], validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise InvalidInputError(f"{field} is not base64: {error}", field=(field,)) from error
+    try:
+        picture = Image.open(io.BytesIO(data), formats=_READ)
+        if picture.width * picture.height > max_pixels:
+            size = f"{picture.width}×{picture.height}"
+            detail = f"{field} has {size} pixels; this service allows {max_pixels} in all"
+            raise InvalidInputError(detail, field=(field,))
+        picture.load()
+        return ImageOps.exif_transpose(picture)
+    except UnidentifiedImageError:
+        raise InvalidInputError(f"{field} is none of {', '.join(_READ)}", field=(field,)) from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InvalidInputError(f"{field} cannot be read: {error}", field=(field,)) from error

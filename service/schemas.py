@@ -2,20 +2,27 @@
 
 import secrets
 from collections.abc import Sequence
+from dataclasses import replace
 from enum import StrEnum
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from pipelines.catalog import Defaults
 from pipelines.composition import MAX_COMPONENTS, And, Or, Prompt
 from pipelines.kernel import Kernel
-from pipelines.sampler import MAX_STEPS, SEED_LIMIT, SamplingParams
+from pipelines.model import Guidance
+from pipelines.params import MAX_STEPS, SEED_LIMIT, SamplingParams
 from service.engine.job import Ask, Phase
 from service.engine.scheduler import DEFAULT_PRIORITY, HIGHEST_PRIORITY
+from service.sources import Fit
 
 _PROMPT_LENGTH: Final = 4000
 _NATS: Final = 1e4
 _SIDE: Final = 4096
+_LORAS: Final = 8
+_FEATHER: Final = 4.0
+_STRENGTH: Final = 0.75
 
 Text = Annotated[str, Field(max_length=_PROMPT_LENGTH)]
 
@@ -58,6 +65,13 @@ class Component(BaseModel):
             description="OR: log prior odds in nats. AND: the lift of this component's final log-density in nats.",
         ),
     ] = 0.0
+    lora: Annotated[
+        dict[Annotated[str, Field(min_length=1, max_length=200)], Annotated[float, Field(ge=-10, le=10)]],
+        Field(max_length=_LORAS, description="LoRAs of the model's own, by name, with their scales."),
+    ] = {}
+    negative_prompt: Annotated[
+        str | None, Field(max_length=_PROMPT_LENGTH, description="For this component; none for the request's.")
+    ] = None
 
     @model_validator(mode="before")
     @classmethod
@@ -65,8 +79,8 @@ class Component(BaseModel):
         return {"prompt": value} if isinstance(value, str) else value
 
 
-class _Request(BaseModel):
-    """What OR and AND share."""
+class _Asking(BaseModel):
+    """What every request has."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -74,26 +88,24 @@ class _Request(BaseModel):
         list[Component],
         Field(min_length=1, max_length=MAX_COMPONENTS, description="What to compose: objects or bare prompts."),
     ]
-    negative_prompt: Annotated[Text, Field(description="What guidance leads away from.")] = ""
-    guidance_scale: Annotated[
-        float, Field(ge=0, le=100, allow_inf_nan=False, description="Classifier-free guidance w; 1 for none.")
-    ] = 4.0
-    steps: Annotated[int, Field(ge=1, le=MAX_STEPS, description="Network calls.")] = 25
+    steps: Annotated[
+        int | None, Field(ge=1, le=MAX_STEPS, description="Network calls; absent: the model's default.")
+    ] = None
     seed: Annotated[
         int | None, Field(ge=0, lt=SEED_LIMIT, description="Image i is drawn from seed + i; absent: drawn, returned.")
     ] = None
-    num_images: Annotated[int, Field(ge=1, le=64)] = 1
-    width: Annotated[int | None, Field(ge=8, le=_SIDE, description="Pixels; absent: the model's own size.")] = None
-    height: Annotated[int | None, Field(ge=8, le=_SIDE, description="Pixels; absent: the model's own size.")] = None
-    kernel: Annotated[Kernel, Field(description="How noise and densities are stepped.")] = Kernel.CALIBRATED
-    output_format: ImageFormat = ImageFormat.PNG
-    response_format: Annotated[
-        Literal["b64_json", "url"], Field(description="Pictures inside the answer, or where to fetch them for a while.")
-    ] = "b64_json"
-    include_trajectory: Annotated[bool, Field(description="Return weights and log-densities of every step.")] = False
-    preview_every: Annotated[
-        int, Field(ge=0, le=MAX_STEPS, description="Every how many steps listeners get a preview; 0 for never.")
-    ] = 0
+    width: Annotated[
+        int | None, Field(ge=8, le=_SIDE, description="Pixels; absent: the image's, else the model's own.")
+    ] = None
+    height: Annotated[
+        int | None, Field(ge=8, le=_SIDE, description="Pixels; absent: the image's, else the model's own.")
+    ] = None
+    kernel: Annotated[
+        Kernel | None, Field(description="How noise and densities are stepped; absent: the model's default.")
+    ] = None
+    fit: Annotated[
+        Fit, Field(description="How an image comes to the size asked for: cut, filled up at its edges, or stretched.")
+    ] = "crop"
     priority: Annotated[
         int, Field(ge=0, le=HIGHEST_PRIORITY, description="Higher runs earlier; waiting raises it.")
     ] = DEFAULT_PRIORITY
@@ -104,30 +116,77 @@ class _Request(BaseModel):
 
     def prompts(self, default_model: str) -> tuple[Prompt, ...]:
         """The components as leaves."""
-        return tuple(Prompt(c.prompt, c.model or default_model) for c in self.components)
+        return tuple(
+            Prompt(c.prompt, c.model or default_model, tuple(sorted(c.lora.items())), c.negative_prompt)
+            for c in self.components
+        )
 
     def ask(self, caller: str, timeout_s: float) -> Ask:
         """What the engine is asked for besides the sample; ``timeout_s`` holds where the request names no time."""
-        return Ask(
-            caller=caller,
-            priority=self.priority,
-            timeout_s=timeout_s if self.timeout_s is None else self.timeout_s,
-            keep_trajectory=self.include_trajectory,
-            preview_every=self.preview_every,
-        )
+        return Ask(caller, self.priority, timeout_s if self.timeout_s is None else self.timeout_s)
 
-    def params(self) -> SamplingParams:
-        """The sampling parameters; draws a seed where none was given."""
+
+class _Request(_Asking):
+    """What OR and AND share."""
+
+    negative_prompt: Annotated[Text, Field(description="What guidance leads away from.")] = ""
+    guidance_scale: Annotated[
+        float | None,
+        Field(ge=0, le=100, allow_inf_nan=False, description="Guidance w; 1 for none; absent: the model's default."),
+    ] = None
+    num_images: Annotated[int, Field(ge=1, le=64)] = 1
+    image: Annotated[
+        str | None, Field(description="A picture to begin from, in base64 or as a data: URI; never an address.")
+    ] = None
+    mask: Annotated[
+        str | None, Field(description="White where the image is painted anew, black where it is kept; in base64.")
+    ] = None
+    strength: Annotated[
+        float | None,
+        Field(
+            ge=0,
+            le=1,
+            allow_inf_nan=False,
+            description="How much of the image's own noise levels are sampled anew: 0 gives it back, 1 keeps nothing of"
+            f" what is painted. Absent: {_STRENGTH} with an image alone, else 1.",
+        ),
+    ] = None
+    mask_feather: Annotated[
+        float, Field(ge=0, le=256, description="Pixels inside of the mask's border over which painting blends in.")
+    ] = _FEATHER
+    output_format: ImageFormat = ImageFormat.PNG
+    response_format: Annotated[
+        Literal["b64_json", "url"], Field(description="Pictures inside the answer, or where to fetch them for a while.")
+    ] = "b64_json"
+    include_trajectory: Annotated[bool, Field(description="Return weights and log-densities of every step.")] = False
+    preview_every: Annotated[
+        int, Field(ge=0, le=MAX_STEPS, description="Every how many steps listeners get a preview; 0 for never.")
+    ] = 0
+
+    def ask(self, caller: str, timeout_s: float) -> Ask:
+        """What the engine is asked for besides the sample; ``timeout_s`` holds where the request names no time."""
+        asked = super().ask(caller, timeout_s)
+        return replace(asked, keep_trajectory=self.include_trajectory, preview_every=self.preview_every)
+
+    def params(self, defaults: Defaults) -> SamplingParams:
+        """The sampling parameters, as the model has them where nothing is said; draws a seed where none was given."""
+        alone = self.image is not None and self.mask is None
         return SamplingParams(
-            steps=self.steps,
-            guidance_scale=self.guidance_scale,
-            seed=secrets.randbelow(SEED_LIMIT) if self.seed is None else self.seed,
+            steps=defaults.steps if self.steps is None else self.steps,
+            guidance_scale=defaults.guidance_scale if self.guidance_scale is None else self.guidance_scale,
+            seed=drawn_seed(self.seed),
             num_images=self.num_images,
             width=self.width,
             height=self.height,
-            kernel=self.kernel,
+            kernel=self.kernel or defaults.kernel,
             negative_prompt=self.negative_prompt,
+            strength=(_STRENGTH if alone else 1.0) if self.strength is None else self.strength,
         )
+
+
+def drawn_seed(seed: int | None) -> int:
+    """The seed given, or one drawn now."""
+    return secrets.randbelow(SEED_LIMIT) if seed is None else seed
 
 
 class OrRequest(_Request):
@@ -161,6 +220,53 @@ class AndRequest(_Request):
         """The expression asked for."""
         first, *others = (component.weight for component in self.components)
         return And(self.prompts(default_model), (first + self.lift, *others))
+
+
+class DensityRequest(_Asking):
+    """Which of the components explains a picture. A component's weight is its log prior odds in nats."""
+
+    image: Annotated[str, Field(description="The picture, in base64 or as a data: URI; never an address.")]
+    draws: Annotated[int, Field(ge=1, le=64, description="Draws of the noise to average over.")] = 4
+
+    @field_validator("kernel")
+    @classmethod
+    def _adds_noise(cls, kernel: Kernel | None) -> Kernel | None:
+        if kernel is Kernel.DETERMINISTIC:
+            others = ", ".join(k for k in Kernel if k is not kernel)
+            raise ValueError(f"the estimate needs a kernel that adds noise: {others}")
+        return kernel
+
+    def params(self, defaults: Defaults) -> SamplingParams:
+        """The sampling parameters: densities are those of the models themselves, without guidance."""
+        return SamplingParams(
+            steps=defaults.steps if self.steps is None else self.steps,
+            guidance_scale=1.0,
+            seed=drawn_seed(self.seed),
+            num_images=self.draws,
+            width=self.width,
+            height=self.height,
+            kernel=self.kernel or (Kernel.CALIBRATED if defaults.kernel is Kernel.DETERMINISTIC else defaults.kernel),
+        )
+
+
+class Explanation(BaseModel):
+    """What a component makes of a picture."""
+
+    log_density: Annotated[float, Field(description="log q at the model's smallest noise level, in nats: the mean.")]
+    standard_error: Annotated[float | None, Field(description="Of that mean, over the draws; null for a single one.")]
+    posterior: Annotated[float, Field(description="The component's share, by its density and its prior odds.")]
+
+
+class DensityResponse(BaseModel):
+    """A picture explained."""
+
+    id: str
+    components: Annotated[list[str], Field(description="The components' names below, in order.")]
+    seed: int
+    draws: int
+    steps: int
+    numbers: Annotated[int, Field(description="How many numbers a sample has: what log-densities are extensive in.")]
+    explanations: dict[str, Explanation]
 
 
 class Picture(BaseModel):
@@ -279,6 +385,10 @@ class ModelInfo(BaseModel):
     sigma_min: float | None = None
     sigma_max: float | None = None
     parameters: int | None = None
+    memory_bytes: Annotated[int | None, Field(description="What its weights take.")] = None
+    loras: list[str] | None = None
+    guidance: Annotated[Guidance | None, Field(description="What a guidance scale means to it.")] = None
+    paints: Annotated[bool | None, Field(description="Whether it is an inpainting model.")] = None
     calibrated: bool | None = None
 
 

@@ -12,23 +12,31 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from pipelines.builtin.captions import Phrase, full_names
-from pipelines.builtin.oracle import Found, holds, read_picture, shapes_of, well_formed
-from pipelines.builtin.scenes import COLOURS, ROUND, SHAPES, SHARP
-from pipelines.catalog import BUILTIN_FOLDER, BUILTIN_MODELS, Catalog, Entry
+from pipelines.builtin.oracle import Found, holds, names, read_picture, shapes_of, well_formed
+from pipelines.builtin.scenes import COLOURS, ROUND, SHAPES, SHARP, SIZE, Scene, draw_scene, render
+from pipelines.canvas import Canvas
+from pipelines.catalog import Catalog
 from pipelines.composition import And, Average, Expression, Or, Product, Prompt, leaves
+from pipelines.entry import BUILTIN_FOLDER, BUILTIN_MODELS, Entry
 from pipelines.model import Model
-from pipelines.sampler import SamplingParams, sample
+from pipelines.params import SamplingParams
+from pipelines.sampler import sample
 
 STEPS: Final = 25
-MEASUREMENTS: Final = ("single", "pairs", "halves", "or", "across")
+MEASUREMENTS: Final = ("single", "pairs", "halves", "or", "across", "repaint", "strength", "explain")
 GUIDANCES: Final = (4.0, 8.0)
 SEEDS: Final = 32
 _PAIRS: Final = 24
 _PAIR_SEEDS: Final = 8
 _HALF_SEEDS: Final = 16
+_EXPLAIN_STEPS: Final = 12
+_EXPLAIN_DRAWS: Final = 2
+_CELL: Final = 8
 _Z: Final = 1.959964
 
 
@@ -62,11 +70,17 @@ def rate(verdicts: Sequence[bool]) -> Rate:
 
 
 def draw(
-    expression: Expression, models: Mapping[str, Model], *, guidance: float, images: int = SEEDS, seed: int = 0
+    expression: Expression,
+    models: Mapping[str, Model],
+    *,
+    guidance: float,
+    images: int = SEEDS,
+    canvas: Canvas | None = None,
+    strength: float = 1.0,
 ) -> list[list[Found]]:
     """Sample pictures with the default kernel and 25 steps, and let the oracle read them."""
-    params = SamplingParams(steps=STEPS, guidance_scale=guidance, seed=seed, num_images=images)
-    samples = sample(expression, params, models)
+    params = SamplingParams(steps=STEPS, guidance_scale=guidance, num_images=images, strength=strength)
+    samples = sample(expression, params, models, canvas=canvas)
     pictures = models[leaves(expression)[0].model].decode(samples.z)
     pixels = pictures.permute(0, 2, 3, 1).mul(255).round().byte().cpu().numpy()
     return [read_picture(picture) for picture in pixels]
@@ -156,6 +170,83 @@ def across_halves(models: Mapping[str, Model], guidance: float) -> dict[str, Rat
     return {"both": rate(both), "at least one": rate(either), "1–3 well-formed": rate(formed)}
 
 
+def _scenes(count: int, things: int, seed: int) -> list[Scene]:
+    """Random scenes of just so many things, each of another name."""
+    rng = np.random.default_rng(seed)
+    found: list[Scene] = []
+    while len(found) < count:
+        scene = draw_scene(rng)
+        if len({thing.name for thing in scene.things}) == len(scene.things) == things:
+            found.append(scene)
+    return found
+
+
+def _latents(model: Model, scene: Scene) -> Tensor:
+    pixels = torch.from_numpy(np.array(render(scene))).permute(2, 0, 1).unsqueeze(0)
+    return model.encode(pixels.float() / 255)
+
+
+def repainted(models: Mapping[str, Model], guidance: float) -> dict[str, Rate]:
+    """Of 48 scenes of two things, one is masked and another thing asked for in its place, 4 seeds each."""
+    model, rng = models["shapes"], np.random.default_rng(2)
+    there, gone, kept, all_at_once = [], [], [], []
+    for scene in tqdm(_scenes(48, 2, seed=3), desc=f"repainting, guidance {guidance:g}"):
+        old, other = scene.things
+        new = rng.choice([n for n in full_names() if n.removeprefix("a ") not in {old.name, other.name}])
+        y, x = np.mgrid[: SIZE // _CELL, : SIZE // _CELL] * _CELL
+        near = [abs(at + _CELL / 2 - c) < old.radius + _CELL / 2 for at, c in ((x, old.x), (y, old.y))]
+        mask = torch.from_numpy(np.logical_and(*near)).float()[None, None]
+        canvas = Canvas(_latents(model, scene), mask)
+        for found in draw(Prompt(str(new), "shapes"), models, guidance=guidance, images=4, canvas=canvas):
+            drawn = names(found)
+            there.append(holds(found, str(new)))
+            gone.append(old.name not in drawn)
+            kept.append(other.name in drawn)
+            all_at_once.append(there[-1] and gone[-1] and kept[-1])
+    return {
+        "new one there": rate(there),
+        "old one gone": rate(gone),
+        "the other kept": rate(kept),
+        "all three": rate(all_at_once),
+    }
+
+
+def kept_by_strength(models: Mapping[str, Model]) -> dict[str, dict[str, Rate]]:
+    """Image-to-image of 48 scenes of one thing towards another caption, 4 seeds each, by strength."""
+    model, rng = models["shapes"], np.random.default_rng(4)
+    lines = {}
+    for strength in (0.25, 0.5, 0.75, 0.9):
+        old_there, new_there = [], []
+        for scene in tqdm(_scenes(48, 1, seed=5), desc=f"strength {strength:g}"):
+            (old,) = scene.things
+            new = rng.choice([name for name in full_names() if name.removeprefix("a ") != old.name])
+            canvas = Canvas(_latents(model, scene))
+            asked = Prompt(str(new), "shapes")
+            for found in draw(asked, models, guidance=4.0, images=4, canvas=canvas, strength=strength):
+                old_there.append(old.name in names(found))
+                new_there.append(holds(found, str(new)))
+        lines[f"strength {strength:g}"] = {"old one there": rate(old_there), "new one there": rate(new_there)}
+    return lines
+
+
+def explained(models: Mapping[str, Model]) -> dict[str, Rate]:
+    """Which of the 24 captions has the highest density on rendered scenes of one thing, 48 of them."""
+    captions = full_names()
+    first, second_best = [], []
+    for scene in tqdm(_scenes(48, 1, seed=6), desc="explaining"):
+        densities = []
+        for some in (captions[:12], captions[12:]):
+            expression = Average(tuple(Prompt(caption, "shapes") for caption in some))
+            params = SamplingParams(steps=_EXPLAIN_STEPS, guidance_scale=1.0, num_images=_EXPLAIN_DRAWS)
+            canvas = Canvas(_latents(models["shapes"], scene), retrace=True)
+            densities.append(sample(expression, params, models, canvas=canvas).log_density.mean(0))
+        ranked = [captions[int(i)] for i in torch.cat(densities).argsort(descending=True)]
+        truth = f"a {scene.things[0].name}"
+        first.append(ranked[0] == truth)
+        second_best.append(truth in ranked[:2])
+    return {"right caption first": rate(first), "among the first two": rate(second_best)}
+
+
 def measurements(models: Mapping[str, Model]) -> dict[str, Callable[[], dict[str, dict[str, Rate]]]]:
     """Every measurement by name; each gives the lines of its table."""
 
@@ -170,6 +261,9 @@ def measurements(models: Mapping[str, Model]) -> dict[str, Callable[[], dict[str
         "halves": lambda: at_both(halves),
         "or": lambda: {"OR of the halves, no prompts": mixture_of_halves(models)},
         "across": lambda: at_both(across_halves),
+        "repaint": lambda: at_both(repainted),
+        "strength": lambda: kept_by_strength(models),
+        "explain": lambda: {f"{_EXPLAIN_STEPS} steps, {_EXPLAIN_DRAWS} draws": explained(models)},
     }
 
 
@@ -188,8 +282,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/evaluation.json"))
     parser.add_argument("--only", nargs="*", choices=MEASUREMENTS, help="which tables; all by default")
     arguments = parser.parse_args()
-    names = {folder.name for folder in arguments.models.iterdir()}
-    catalog = Catalog(Entry(name, arguments.models / name) for name in BUILTIN_MODELS if name in names)
+    there = {folder.name for folder in arguments.models.iterdir()}
+    catalog = Catalog(Entry(name, arguments.models / name) for name in BUILTIN_MODELS if name in there)
     models = {name: catalog.get(name) for name in catalog.names}
     stored = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
     for name, measure in measurements(models).items():

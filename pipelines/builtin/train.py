@@ -30,7 +30,7 @@ from pipelines.builtin.fitting import Plan, fit, save_whole
 from pipelines.builtin.scenes import ROUND, SHAPES, SHARP, SIZE, Scene, draw_scene, render
 from pipelines.builtin.vocabulary import MAX_TOKENS, write_tokenizer
 from pipelines.calibration import calibrate_on_samples
-from pipelines.catalog import BUILTIN_FOLDER
+from pipelines.entry import BUILTIN_FOLDER
 from pipelines.families.folder import CALIBRATION_FILE, fingerprint, write_calibration
 from pipelines.families.stable_diffusion import StableDiffusion
 from pipelines.kernel import DenoisingError
@@ -200,7 +200,7 @@ def training_pair(scenes: CaptionedScenes, rng: np.random.Generator) -> tuple[st
 
 
 def _load_part(kind: type[_Part], folder: Path, part: str) -> _Part:
-    loaded: _Part = kind.from_pretrained(folder / part, torch_dtype=torch.float32)
+    loaded: _Part = kind.from_pretrained(folder / part, dtype=torch.float32)
     return loaded
 
 

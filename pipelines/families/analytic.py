@@ -1,7 +1,7 @@
 r"""Gaussian mixtures as models: every quantity is exact, so they are the truth that samplers are tested against."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -9,6 +9,7 @@ from torch import Tensor
 from pipelines.errors import InvalidInputError
 from pipelines.kernel import DenoisingError
 from pipelines.model import Card, Condition, DataSpace, Shape
+from pipelines.noise import karras_sigmas
 from pipelines.prediction import Prediction, from_denoised, to_denoised
 
 
@@ -120,7 +121,7 @@ class AnalyticModel:
         """Always the CPU."""
         return torch.device("cpu")
 
-    def encode_prompts(self, texts: Sequence[str]) -> Condition:
+    def encode_prompts(self, texts: Sequence[str], adapters: Mapping[str, float] | None = None) -> Condition:
         """The index of each prompt's density; :class:`InvalidInputError` for a prompt that it does not know."""
         for text in texts:
             if text not in self._densities:
@@ -139,6 +140,10 @@ class AnalyticModel:
             estimate = to_denoised(self._prediction, output, z.double(), sigma)
         return estimate.to(z)
 
+    def own_sigmas(self, steps: int, shape: Shape) -> Tensor:
+        """Karras' grid."""
+        return karras_sigmas(steps, self._card.sigma_min, self._card.sigma_max)
+
     def sample_shape(self, width: int, height: int) -> Shape:
         """(D,) whatever the size."""
         return (self._card.space.channels,)
@@ -154,3 +159,7 @@ class AnalyticModel:
     def encode(self, images: Tensor) -> Tensor:
         """Pictures are no vectors: :class:`InvalidInputError`."""
         raise InvalidInputError("an analytic mixture has vectors, not pictures", field=("model",))
+
+    def painted(self, shape: Shape, image: Tensor | None = None, mask: Tensor | None = None) -> Condition:
+        """Nothing."""
+        return {}

@@ -2,26 +2,140 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import torch
-from diffusers import ConfigMixin
+from diffusers import ConfigMixin, DiffusionPipeline
+from safetensors import SafetensorError, safe_open
 
 from pipelines.errors import InvalidInputError, ModelLoadError
 from pipelines.kernel import DenoisingError
+from pipelines.model import DEFAULT_OPTIONS, LoadOptions
 from pipelines.prediction import Prediction
 
 CALIBRATION_FILE: Final = "calibration.json"
 _VARIANCE_PRESERVING: Final = (Prediction.EPSILON, Prediction.V, Prediction.SAMPLE)
 _SAYS_NOTHING_OF_DECODING: Final = {"sample_size", "force_upcast"}
-_P = TypeVar("_P")
+_P = TypeVar("_P", bound=DiffusionPipeline)
 
 
-def load_pipeline(folder: Path, load: Callable[..., _P], **options: Any) -> _P:
-    """Call a diffusers ``from_pretrained`` on local safetensors only."""
-    return load(folder, local_files_only=True, use_safetensors=True, **options)
+def load_pipeline(
+    kind: type[_P],
+    source: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+    options: LoadOptions = DEFAULT_OPTIONS,
+    **parts: Any,
+) -> _P:
+    """A diffusers pipeline from local safetensors alone, on a device, for inference.
+
+    Args:
+        kind: The pipeline's class.
+        source: A folder in diffusers' layout, or a single .safetensors file in the layout of the original code.
+        device: Where it goes.
+        dtype: The type to compute in.
+        options: How it is to be loaded; without a configuration, diffusers looks for a single file's in its cache and
+            on the hub.
+        parts: Parts that are given instead of read.
+    """
+    parts = shared_parts(source, dtype, device, options) | parts
+    pipeline = _read(kind, source, dtype, options.config, parts)
+    pipeline.to(device)
+    for part in pipeline.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.requires_grad_(False).eval()
+    share_parts(pipeline, source, dtype, device, options)
+    return pipeline
+
+
+def _read(kind: type[_P], source: Path, dtype: torch.dtype, config: Path | None, parts: dict[str, Any]) -> _P:
+    if source.is_file():
+        check_whole(source)
+        beside = {} if config is None else {"config": str(config), "local_files_only": True}
+        single: _P = kind.from_single_file(str(source), dtype=dtype, **beside, **parts)
+        return single
+    variant = _variant(source)
+    for file in source.glob("*/*.safetensors"):
+        # "model.fp16.safetensors" is of a variant, "model-00001-of-00002.safetensors" of none.
+        if (f".{variant}" in file.stem) if variant else ("." not in file.stem):
+            check_whole(file)
+    whole: _P = kind.from_pretrained(
+        source, local_files_only=True, use_safetensors=True, dtype=dtype, variant=variant, **parts
+    )
+    return whole
+
+
+def shared_parts(source: Path, dtype: torch.dtype, device: torch.device, options: LoadOptions) -> dict[str, Any]:
+    """The autoencoder and text encoders that another model has loaded from the very same files, ready to be given.
+
+    A text encoder is not shared by a model with LoRAs or clip skip, which change it, nor an autoencoder between tiling
+    and not.
+    """
+    return {
+        part: options.parts[key]
+        for part, key in _part_keys(source, dtype, device, options).items()
+        if key in options.parts
+    }
+
+
+def share_parts(
+    pipeline: DiffusionPipeline, source: Path, dtype: torch.dtype, device: torch.device, options: LoadOptions
+) -> None:
+    """Offer a loaded pipeline's autoencoder and text encoders to the models that are loaded after it."""
+    for part, key in _part_keys(source, dtype, device, options).items():
+        if part in pipeline.components:
+            options.parts.setdefault(key, pipeline.components[part])
+
+
+def _part_keys(
+    source: Path, dtype: torch.dtype, device: torch.device, options: LoadOptions
+) -> dict[str, tuple[object, ...]]:
+    if source.is_file():
+        return {}
+    keys: dict[str, tuple[object, ...]] = {}
+    changed = options.loras or options.clip_skip
+    for part in ("vae", *(() if changed else ("text_encoder", "text_encoder_2", "text_encoder_3"))):
+        files = sorted(f for f in (source / part).glob("*") if f.suffix in {".json", ".safetensors"})
+        if files:
+            content = tuple(_file_hash(file) for file in files)
+            keys[part] = (part, content, dtype, str(device), options.tiling and part == "vae")
+    return keys
+
+
+def _file_hash(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def skips_no_layers(options: LoadOptions) -> None:
+    """For families whose encoders' layers are not to be left out."""
+    if options.clip_skip:
+        raise ModelLoadError("clip_skip is for Stable Diffusion 1 and 2")
+
+
+def check_whole(file: Path) -> None:
+    """Refuse a safetensors file that is truncated or none at all, by its name: the header says how long it must be."""
+    try:
+        with safe_open(file, "pt"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise ModelLoadError(f"{file.parent.name}/{file.name} is truncated or no safetensors file: {error}") from error
+
+
+def _variant(folder: Path) -> str | None:
+    """The variant "fp16" where a folder's weights are stored under that name alone: model.fp16.safetensors."""
+    for part in folder.iterdir():
+        files = [file.name for file in part.glob("*.safetensors")] if part.is_dir() else []
+        if files and all(".fp16" in name for name in files):
+            return "fp16"
+    return None
+
+
+def calibration_path(source: Path) -> Path:
+    """Where the measured m(σ) of a model is kept: in its folder, or beside its file."""
+    return source / CALIBRATION_FILE if source.is_dir() else source.with_suffix(f".{CALIBRATION_FILE}")
 
 
 def prediction_of(scheduler: Mapping[str, Any]) -> Prediction:
@@ -69,6 +183,11 @@ def write_calibration(path: Path, curve: DenoisingError) -> None:
     """Store a measured m(σ) where :func:`read_calibration` finds it."""
     stored = {"sigmas": list(curve.sigmas), "denoising_error": list(curve.values)}
     path.write_text(json.dumps(stored, indent=1) + "\n")
+
+
+def count_bytes(*modules: torch.nn.Module) -> int:
+    """How many bytes the modules' weights take together."""
+    return sum(weight.nbytes for module in modules for weight in (*module.parameters(), *module.buffers()))
 
 
 def count_parameters(*modules: torch.nn.Module) -> int:

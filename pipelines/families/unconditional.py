@@ -1,6 +1,6 @@
 """Unconditional pixel diffusion: any folder in the layout of diffusers' DDPMPipeline."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final, Self
 
@@ -10,17 +10,17 @@ from torch import Tensor
 
 from pipelines.errors import InvalidInputError, ModelLoadError
 from pipelines.families.folder import (
-    CALIBRATION_FILE,
+    calibration_path,
+    count_bytes,
     count_parameters,
     load_pipeline,
-    prediction_of,
     read_calibration,
     side,
+    skips_no_layers,
 )
+from pipelines.families.variance_preserving import VariancePreserving
 from pipelines.kernel import DenoisingError
-from pipelines.model import Card, Condition, DataSpace, Shape
-from pipelines.noise import NoiseTable, noise_table
-from pipelines.prediction import Prediction, network_input, to_denoised
+from pipelines.model import DEFAULT_OPTIONS, Card, Condition, DataSpace, LoadOptions, Shape
 
 # Pictures in [−1, 1] vary about half as much as unit-variance latents (Karras et al., 2022, section 5).
 _PIXEL_STD: Final = 0.5
@@ -32,42 +32,43 @@ class Unconditional:
 
     Args:
         unet: The network.
-        table: Its noise levels.
-        prediction: What it puts out.
+        path: Its noise levels and what it puts out.
         error: Its measured m(σ), None for the Gaussian fallback.
     """
 
-    def __init__(
-        self, unet: UNet2DModel, table: NoiseTable, prediction: Prediction, error: DenoisingError | None
-    ) -> None:
-        self._unet, self._table, self._prediction = unet, table, prediction
+    def __init__(self, unet: UNet2DModel, path: VariancePreserving, error: DenoisingError | None) -> None:
+        self._unet, self._path = unet, path
         width, height = side(unet.config.sample_size)
         self._card = Card(
             space=DataSpace("pixel", unet.config.in_channels),
-            sigma_min=table.sigma_min,
-            sigma_max=table.sigma_max,
-            error=error or DenoisingError.gaussian(_PIXEL_STD, table.sigma_min, table.sigma_max),
+            sigma_min=path.sigma_min,
+            sigma_max=path.sigma_max,
+            error=error or DenoisingError.gaussian(_PIXEL_STD, path.sigma_min, path.sigma_max),
             width=width,
             height=height,
             takes_prompts=False,
             parameters=count_parameters(unet),
+            memory=count_bytes(unet),
             calibrated=error is not None,
+            multiple=0,
         )
 
     @classmethod
-    def load(cls, folder: Path, device: torch.device, dtype: torch.dtype) -> Self:
+    def load(
+        cls, source: Path, device: torch.device, dtype: torch.dtype, options: LoadOptions = DEFAULT_OPTIONS
+    ) -> Self:
         """Load a folder's safetensors; raises where it is not whole or not of this kind (see ``Catalog.get``)."""
-        pipeline = load_pipeline(folder, DDPMPipeline.from_pretrained, dtype=dtype)
+        if options.loras or options.tiling:
+            raise ModelLoadError("an unconditional model over pixels wears no LoRAs and has no autoencoder to tile")
+        skips_no_layers(options)
+        pipeline = load_pipeline(DDPMPipeline, source, device, dtype, options)
         unet = pipeline.unet
         if not isinstance(unet, UNet2DModel):
             raise ModelLoadError(f"its network is a {type(unet).__name__}, which takes a condition")
         channels = unet.config.in_channels
         if channels not in {1, 3} or unet.config.out_channels != channels or unet.config.sample_size is None:
             raise ModelLoadError("its network must give as many channels as it takes, 1 or 3, at a fixed size")
-        unet.to(device).requires_grad_(False).eval()
-        scheduler = pipeline.scheduler.config
-        error = read_calibration(folder / CALIBRATION_FILE)
-        return cls(unet, noise_table(scheduler), prediction_of(scheduler), error)
+        return cls(unet, VariancePreserving(pipeline.scheduler), read_calibration(calibration_path(source)))
 
     @property
     def card(self) -> Card:
@@ -79,7 +80,7 @@ class Unconditional:
         """Where it computes."""
         return torch.device(self._unet.device)
 
-    def encode_prompts(self, texts: Sequence[str]) -> Condition:
+    def encode_prompts(self, texts: Sequence[str], adapters: Mapping[str, float] | None = None) -> Condition:
         """Nothing: it takes no condition; :class:`InvalidInputError` for a text that is not empty."""
         if any(texts):
             raise InvalidInputError("this model takes no prompts; leave it empty", field=("prompt",))
@@ -88,9 +89,16 @@ class Unconditional:
     @torch.inference_mode()
     def denoised(self, z: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         """x̂0 by one forward of the U-Net, every row at its own timestep."""
-        x = network_input(self._prediction, z, sigma).to(self._unet.dtype)
-        output = self._unet(x, self._table.timestep(sigma).to(torch.float32), return_dict=False)[0]
-        return to_denoised(self._prediction, output.to(z.dtype), z, sigma)
+
+        def forward(x: Tensor, timesteps: Tensor) -> Tensor:
+            output: Tensor = self._unet(x, timesteps, return_dict=False)[0]
+            return output
+
+        return self._path.denoised(forward, z, sigma, self._unet.dtype)
+
+    def own_sigmas(self, steps: int, shape: Shape) -> Tensor:
+        """Timesteps equally spaced."""
+        return self._path.own_sigmas(steps)
 
     def sample_shape(self, width: int, height: int) -> Shape:
         """(channels, height, width): only the size that it was trained at."""
@@ -111,3 +119,7 @@ class Unconditional:
         """Pictures in [0, 1] to pixels in [−1, 1], by their mean where the model is grey."""
         pixels = images.to(self.device).float() * 2 - 1
         return pixels if self._card.space.channels == 3 else pixels.mean(1, keepdim=True)
+
+    def painted(self, shape: Shape, image: Tensor | None = None, mask: Tensor | None = None) -> Condition:
+        """Nothing."""
+        return {}

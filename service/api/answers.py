@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Mapping
 from sse_starlette import ServerSentEvent
 
 from pipelines.composition import leaves
-from pipelines.sampler import image_seed
+from pipelines.params import image_seed
 from service.engine.events import Event
 from service.engine.job import Job, Outcome, Phase, Point, Preview
 from service.errors import Problem, describe
@@ -59,7 +59,7 @@ def summary(record: Record, outcome: Outcome) -> SuperposeResponse:
             )
             for i in range(len(outcome.pictures))
         ],
-        timings=Timings(queued_ms=outcome.queued_s * 1e3, run_ms=outcome.run_s * 1e3, steps=job.params.steps),
+        timings=Timings(queued_ms=outcome.queued_s * 1e3, run_ms=outcome.run_s * 1e3, steps=job.params.calls),
     )
 
 
@@ -104,7 +104,7 @@ def job_info(record: Record, positions: Mapping[str, int], *, with_result: bool 
         components=component_names(prompts),
         seed=job.params.seed,
         step=job.index,
-        steps=job.params.steps,
+        steps=job.params.calls,
         queue_position=positions.get(job.id) if phase is Phase.QUEUED else None,
     )
     if phase is Phase.FAILED:
@@ -145,7 +145,7 @@ async def _told(record: Record, event: Event) -> str:
         case int() as position:
             return QueuedEvent(position=position).model_dump_json()
         case Point() as point:
-            told = ProgressEvent(steps=record.job.params.steps, **trajectory_point(point).model_dump())
+            told = ProgressEvent(steps=record.job.params.calls, **trajectory_point(point).model_dump())
             return told.model_dump_json()
         case Preview(step=step, pictures=pictures):
             images = [await asyncio.to_thread(encode_picture, pixels, ImageFormat.JPEG) for pixels in pictures]

@@ -44,6 +44,10 @@ def _info(catalog: Catalog, name: str) -> ModelInfo:
             "sigma_min": card.sigma_min,
             "sigma_max": card.sigma_max,
             "parameters": card.parameters,
+            "memory_bytes": card.memory,
+            "loras": list(card.adapters),
+            "guidance": card.guidance,
+            "paints": card.paints,
             "calibrated": card.calibrated,
         }
     )

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
 from http import HTTPStatus
 from typing import Annotated, Any, Final
 
@@ -11,20 +12,24 @@ from fastapi.responses import JSONResponse
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.exceptions import HTTPException
 
-from pipelines.composition import And, Or, leaves
+from pipelines.composition import And, Expression, Or, leaves
 from pipelines.errors import InvalidInputError
+from pipelines.layout import lay_out
 from pipelines.model import Model
-from pipelines.sampler import SamplingParams, check, lay_out, picture_size
+from pipelines.params import SamplingParams
+from pipelines.sampler import check, picture_size
 from service.api.accept import EVENT_STREAM, JSON, preferred
 from service.api.answers import answer, encoded, events, job_info, job_path, summary, when_over
 from service.api.caller import CallerDep
 from service.engine.engine import Engine
-from service.engine.job import Job, Outcome
+from service.engine.job import Job, Outcome, Source
 from service.errors import Problem
+from service.pictures import decode_picture
 from service.registry import Record
 from service.schemas import AndRequest, ImageFormat, JobInfo, OrRequest, SuperposeResponse
 from service.services import Services, ServicesDep
 from service.settings import Settings
+from service.sources import Fit, prepare_source, sampled_size
 
 router = APIRouter(prefix="/v1/superpose", tags=["superpose"])
 
@@ -71,27 +76,76 @@ async def superpose_and(
 
 async def _submit(body: OrRequest | AndRequest, services: Services, caller: str, accept: str | None) -> Job:
     """Refuse what cannot be answered, then queue the rest."""
-    expression = body.expression(services.catalog.names[0])
+    catalog = services.catalog
+    expression = body.expression(catalog.names[0])
     wanted = preferred(accept, body.output_format)
     if isinstance(wanted, ImageFormat) and body.num_images != 1:
         detail = (
             f"{wanted.media_type} carries one picture, but num_images is {body.num_images}; accept application/json"
         )
         raise HTTPException(HTTPStatus.NOT_ACCEPTABLE, detail)
-    params = body.params()
-    models = await _models(expression, services)
-    check(expression, params, models)
+    models = await loaded_models(expression, services)
+    params = body.params(catalog.defaults(leaves(expression)[0].model))
+    source = None
+    if body.image is not None:
+        fitting = body.fit, body.mask_feather
+        given = body.image, body.mask, fitting, expression, params, models, services.settings
+        params, source = await asyncio.to_thread(known_picture, *given)
+    elif body.mask is not None:
+        raise InvalidInputError("a mask needs an image that it is of", field=("mask",))
+    check(expression, params, models, on_canvas=source is not None)
     _check_bounds(body, expression, params, models, services.settings)
-    return services.engine.submit(expression, params, body.ask(caller, services.settings.max_timeout_s))
+    return services.engine.submit(expression, params, body.ask(caller, services.settings.max_timeout_s), source)
 
 
-async def _models(expression: Or | And, services: Services) -> Mapping[str, Model]:
+def known_picture(
+    image: str,
+    mask: str | None,
+    fitting: tuple[Fit, float],
+    expression: Expression,
+    params: SamplingParams,
+    models: Mapping[str, Model],
+    settings: Settings,
+) -> tuple[SamplingParams, Source]:
+    """A request's own picture, ready, and the parameters at the size that is sampled for it. Not for the event loop.
+
+    The answer has the size that the request names, else the picture's own, else, of a model of one size, the model's.
+
+    Args:
+        image: As the client sent it.
+        mask: Likewise.
+        fitting: How it comes to its size, and over how many pixels painting blends in.
+        expression: What is composed.
+        params: At the size that the request names.
+        models: The loaded models by name.
+        settings: The service's bounds.
+    """
+    known = decode_picture(image, "image", settings.max_pixels)
+    painted = None if mask is None else decode_picture(mask, "mask", settings.max_pixels)
+    cards = [models[leaf.model].card for leaf in leaves(expression)]
+    own = known.size if all(card.multiple for card in cards) else (cards[0].width, cards[0].height)
+    asked = params.width or own[0], params.height or own[1]
+    width, height = sampled_size(asked, cards)
+    check_pixels(width, height, params.num_images, settings)
+    source = prepare_source(known, painted, asked, (width, height), *fitting)
+    return replace(params, width=width, height=height), source
+
+
+async def loaded_models(expression: Expression, services: Services) -> Mapping[str, Model]:
     """The models that an expression names, loaded."""
     names = dict.fromkeys(leaf.model for leaf in leaves(expression))
     for name in names:
         if services.catalog.loaded(name) is None and not services.ready.is_set():
             raise HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, f"the model {name!r} is still being loaded")
     return {name: services.catalog.loaded(name) or await services.load(name) for name in names}
+
+
+def check_pixels(width: int, height: int, images: int, settings: Settings) -> None:
+    """Refuse more pixels than this service makes for one request."""
+    pixels = width * height * images
+    if pixels > settings.max_pixels:
+        detail = f"width × height × num_images is {pixels}; this service allows {settings.max_pixels} in one request"
+        raise InvalidInputError(detail, field=("num_images" if width * height <= settings.max_pixels else "width",))
 
 
 def _check_bounds(
@@ -102,19 +156,20 @@ def _check_bounds(
     settings: Settings,
 ) -> None:
     """Refuse what this service will not do for one request."""
-    width, height = picture_size(expression, params, models)
-    pixels = width * height * params.num_images
-    if pixels > settings.max_pixels:
-        detail = f"width × height × num_images is {pixels}; this service allows {settings.max_pixels} in one request"
-        raise InvalidInputError(detail, field=("num_images" if width * height <= settings.max_pixels else "width",))
-    layout, _ = lay_out(expression, params)
-    work = len(layout.rows) * params.num_images * params.steps
-    if work > settings.max_job_work:
-        told = f"{len(layout.rows)} network rows × {params.num_images} images × {params.steps} steps is {work}"
-        raise InvalidInputError(f"{told}; this service allows {settings.max_job_work}", field=("steps",))
+    check_pixels(*picture_size(expression, params, models), params.num_images, settings)
+    check_work(expression, params, models, settings)
     if body.timeout_s is not None and body.timeout_s > settings.max_timeout_s:
         detail = f"timeout_s must be at most {settings.max_timeout_s:g} here, got {body.timeout_s:g}"
         raise InvalidInputError(detail, field=("timeout_s",))
+
+
+def check_work(expression: Expression, params: SamplingParams, models: Mapping[str, Model], settings: Settings) -> None:
+    """Refuse more network rows than this service computes for one request."""
+    layout, _ = lay_out(expression, params, models)
+    work = len(layout.rows) * params.num_images * params.calls
+    if work > settings.max_job_work:
+        told = f"{len(layout.rows)} network rows × {params.num_images} images × {params.calls} steps is {work}"
+        raise InvalidInputError(f"{told}; this service allows {settings.max_job_work}", field=("steps",))
 
 
 async def _respond(
@@ -131,7 +186,7 @@ async def _respond(
     if wanted == EVENT_STREAM:
         stream = _events_until_left(record, services.engine)
         return EventSourceResponse(stream, shutdown_grace_period=services.settings.stream_grace_s)
-    outcome = await _outcome(job, request, services.engine)
+    outcome = await await_outcome(job, request, services.engine)
     if outcome is None:
         return Response(status_code=_CLIENT_CLOSED_REQUEST)
     if not isinstance(wanted, ImageFormat):
@@ -157,7 +212,7 @@ async def _events_until_left(record: Record, engine: Engine) -> AsyncIterator[Se
         engine.cancel(record.job)
 
 
-async def _outcome(job: Job, request: Request, engine: Engine) -> Outcome | None:
+async def await_outcome(job: Job, request: Request, engine: Engine) -> Outcome | None:
     """The job's outcome; a client that goes away cancels the job and gets None."""
     over = asyncio.create_task(when_over(job))
     gone = asyncio.create_task(_disconnected(request))

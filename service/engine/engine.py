@@ -9,9 +9,9 @@ from types import TracebackType
 from typing import Final, Self
 
 from pipelines.composition import Expression, leaves
-from pipelines.sampler import SamplingParams, lay_out
+from pipelines.params import SamplingParams
 from service.engine.executor import Executor
-from service.engine.job import Ask, CancelledJobError, DeadlineError, EngineStoppedError, Job, Outcome, Phase
+from service.engine.job import Ask, CancelledJobError, DeadlineError, EngineStoppedError, Job, Outcome, Phase, Source
 from service.engine.metrics import Metrics
 from service.engine.scheduler import Limits, QueueFullError, Scheduler
 
@@ -28,6 +28,7 @@ class Engine:
         limits: The bounds of its queue and running set.
         decode_images: How many pictures are decoded between two steps, so that decoding never stalls those who step.
         metrics: Where it counts.
+        stopwatch: Tells the seconds by which the device's time is shared out.
     """
 
     def __init__(
@@ -37,11 +38,13 @@ class Engine:
         *,
         decode_images: int = 8,
         metrics: Metrics | None = None,
+        stopwatch: Callable[[], float] = time.monotonic,
     ) -> None:
         self.metrics = metrics or Metrics()
         self._executor = executor
         self._scheduler: Scheduler[Job] = Scheduler(limits or Limits())
         self._decode_images = decode_images
+        self._stopwatch = stopwatch
         self._wake = threading.Condition()
         self._open = False
         self._abandon = False
@@ -109,8 +112,10 @@ class Engine:
             order = self._scheduler.order(time.monotonic())
         return {job.id: place for place, job in enumerate(order)}
 
-    def submit(self, expression: Expression, params: SamplingParams, ask: Ask | None = None) -> Job:
-        """Queue a request that :func:`pipelines.sampler.check` has passed.
+    def submit(
+        self, expression: Expression, params: SamplingParams, ask: Ask | None = None, source: Source | None = None
+    ) -> Job:
+        """Queue a request that :func:`pipelines.sampler.check` has passed, with its known picture if it has one.
 
         Returns:
             The job; its ``result`` resolves to an :class:`Outcome`.
@@ -119,8 +124,7 @@ class Engine:
             QueueFullError: There is no place; says when to come again.
             EngineStoppedError: The engine is stopping.
         """
-        layout, _ = lay_out(expression, params)
-        job = Job(expression, params, rows=len(layout.rows) * params.num_images, ask=ask or Ask())
+        job = Job(expression, params, self._executor.rows(expression, params), ask or Ask(), source)
         with self._wake:
             if not self._open:
                 raise EngineStoppedError("the service is shutting down")
@@ -130,6 +134,7 @@ class Engine:
                 self.metrics.refused.inc()
                 error.retry_after_s = self._next_departure()
                 raise
+            self._executor.hold(job)
             self._tell_positions(time.monotonic())
             self._wake.notify_all()
         return job
@@ -190,7 +195,7 @@ class Engine:
             for job in admitted:
                 self._guarded(self._executor.start, job)
                 self.metrics.wait_seconds.observe(job.started - job.submitted)
-            self._advance_next([job for job in running if not job.over])
+            self._advance_next([job for job in running if not (job.over or job.stepped)])
             self._collect(running)
             self._decode()
         except Exception as error:
@@ -239,9 +244,9 @@ class Engine:
             self._served.setdefault(model, level)
         models, group = min(groups, key=lambda each: max(self._served[model] for model in each[0]))
         rows = sum(job.rows for job in group)
-        began = time.monotonic()
+        began = self._stopwatch()
         self._advance(group)
-        took = time.monotonic() - began
+        took = self._stopwatch() - began
         for model in models:
             self._served[model] += took
         rate = rows / max(took, 1e-9)
@@ -321,6 +326,7 @@ class Engine:
             job.fail(how)
         else:
             job.succeed(how)
+        self._executor.release(job)
         self.metrics.jobs.labels(job.phase.value).inc()
 
     def _observe(self) -> None:

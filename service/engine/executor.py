@@ -9,11 +9,16 @@ from typing import Final, Generic, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
+from pipelines.canvas import Canvas
 from pipelines.catalog import Catalog
-from pipelines.composition import Prompt, leaves
-from pipelines.model import Condition, Model
+from pipelines.composition import Expression, leaves
+from pipelines.layout import Row, lay_out
+from pipelines.model import Condition, Model, Shape
+from pipelines.params import SamplingParams
 from pipelines.sampler import (
     NoiseSource,
     SamplerState,
@@ -25,7 +30,7 @@ from pipelines.sampler import (
     sample_shape,
     step,
 )
-from service.engine.job import Job, Outcome, Phase, Point, Preview
+from service.engine.job import Job, Outcome, Phase, Point, Preview, Source
 from service.engine.metrics import Metrics
 
 _LOG: Final = logging.getLogger(__name__)
@@ -103,7 +108,7 @@ class Executor:
     ) -> None:
         self._catalog = catalog
         self._decode_images = decode_images
-        self._conditions: LeastRecentlyUsed[Prompt, Condition] = LeastRecentlyUsed(_CACHED_CONDITIONS)
+        self._conditions: LeastRecentlyUsed[Row, Condition] = LeastRecentlyUsed(_CACHED_CONDITIONS)
         self._forward_rows = forward_rows
         # (models, sample shape) → how many rows one forward may take there.
         self._budgets: LeastRecentlyUsed[Hashable, RowBudget] = LeastRecentlyUsed(_BUDGETS)
@@ -111,13 +116,26 @@ class Executor:
         # Noise for the next step is drawn while the network computes this one.
         self._drawing = ThreadPoolExecutor(1, "superdiff-noise")
 
+    def rows(self, expression: Expression, params: SamplingParams) -> int:
+        """How many network rows a request needs at every step; any thread may ask."""
+        return len(lay_out(expression, params, self._models([expression]))[0].rows) * params.num_images
+
+    def hold(self, job: Job) -> None:
+        """Keep the job's models loaded until :meth:`release`; any thread may ask."""
+        self._catalog.hold({leaf.model for leaf in leaves(job.expression)})
+
+    def release(self, job: Job) -> None:
+        """Undo :meth:`hold`."""
+        self._catalog.release({leaf.model for leaf in leaves(job.expression)})
+
     def start(self, job: Job) -> None:
         """Encode the prompts, fix the course, draw z_T."""
         job.started, job.phase = time.monotonic(), Phase.RUNNING
-        models = self._models([job])
+        models = self._models([job.expression])
         shape = sample_shape(job.expression, job.params, models)
         job.noise = NoiseSource(job.params, shape)
-        job.state = prepare(job.expression, job.params, models, job.noise.draw(), self._encode)
+        canvas = None if job.source is None else _canvas(job.source, job.expression, models, shape)
+        job.state = prepare(job.expression, job.params, models, job.noise.draw(), self._encode, canvas)
         self._draw_ahead(job)
 
     def advance(self, jobs: Sequence[Job]) -> None:
@@ -132,7 +150,7 @@ class Executor:
             groups.setdefault((state.z.shape[1:], state.z.device), []).append(job)
         for group in groups.values():
             before = [_state(job) for job in group]
-            answers = self._evaluate(before, self._models(group))
+            answers = self._evaluate(before, self._models([job.expression for job in group]))
             noise = [_noise(job) for job in group]
             after = step(before, answers, noise)
             for job, old, new, drawn in zip(group, before, after, noise, strict=True):
@@ -142,20 +160,26 @@ class Executor:
 
     def decode(self, jobs: Sequence[Job]) -> list[tuple[Job, Outcome | Exception]]:
         """Check, decode and bring to the host what finished jobs of one model and sample shape drew."""
-        sound: list[tuple[Job, Samples]] = []
+        pictured: list[tuple[Job, Samples]] = []
         ends: list[tuple[Job, Outcome | Exception]] = []
         for job in jobs:
             try:
-                sound.append((job, finish(_state(job))))
+                samples = finish(_state(job))
             except Exception as error:
                 ends.append((job, error))
-        if sound:
-            model = self._decoder(sound[0][0])
+                continue
+            if job.source is not None and job.source.retrace:
+                ends.append((job, _outcome(job, samples, _no_pictures())))
+            else:
+                pictured.append((job, samples))
+        if pictured:
+            model = self._decoder(pictured[0][0])
             pixels = self._within_memory(
-                lambda z: _pixels(model.decode(z)), torch.cat([samples.z for _, samples in sound])
+                lambda z: _pixels(model.decode(z)), torch.cat([samples.z for _, samples in pictured])
             )
-            for (job, samples), part in zip(sound, pixels.split([len(s.z) for _, s in sound]), strict=True):
-                ends.append((job, _outcome(job, samples, part)))
+            for (job, samples), part in zip(pictured, pixels.split([len(s.z) for _, s in pictured]), strict=True):
+                drawn = part.numpy()
+                ends.append((job, _outcome(job, samples, drawn if job.source is None else _blended(drawn, job))))
         return ends
 
     def decode_key(self, job: Job) -> Hashable:
@@ -233,13 +257,14 @@ class Executor:
     def _decoder(self, job: Job) -> Model:
         return self._catalog.get(leaves(job.expression)[0].model)
 
-    def _models(self, jobs: Iterable[Job]) -> Mapping[str, Model]:
-        names = dict.fromkeys(leaf.model for job in jobs for leaf in leaves(job.expression))
+    def _models(self, expressions: Iterable[Expression]) -> Mapping[str, Model]:
+        names = dict.fromkeys(leaf.model for expression in expressions for leaf in leaves(expression))
         return {name: self._catalog.get(name) for name in names}
 
-    def _encode(self, row: Prompt) -> Condition:
+    def _encode(self, row: Row) -> Condition:
         self._metrics.prompts.labels("hit" if row in self._conditions else "miss").inc()
-        return self._conditions.get(row, lambda: self._catalog.get(row.model).encode_prompts([row.text]))
+        adapters = dict(row.adapters)
+        return self._conditions.get(row, lambda: self._catalog.get(row.model).encode_prompts([row.text], adapters))
 
 
 def _state(job: Job) -> SamplerState:
@@ -257,9 +282,40 @@ def _pixels(pictures: Tensor) -> Tensor:
     return pictures.permute(0, 2, 3, 1).mul(255).round().to(torch.uint8).cpu()
 
 
-def _outcome(job: Job, samples: Samples, pixels: Tensor) -> Outcome:
+def _no_pictures() -> NDArray[np.uint8]:
+    return np.zeros((0, 0, 0, 3), dtype=np.uint8)
+
+
+def _blended(drawn: NDArray[np.uint8], job: Job) -> NDArray[np.uint8]:
+    """What was painted within the known picture, cut to the size asked for; exactly the picture where it is kept."""
+    source = job.source
+    if source is None:
+        return drawn
+    blend = np.zeros(source.pixels.shape[:2], np.float32) if job.params.calls == 0 else source.blend
+    if blend is not None:
+        share = blend[:, :, None]
+        mixed = np.rint(share * drawn + (1 - share) * source.pixels).astype(np.uint8)
+        drawn = np.where(share == 0, source.pixels, mixed)
+    return drawn[:, : source.height, : source.width]
+
+
+def _canvas(source: Source, expression: Expression, models: Mapping[str, Model], shape: Shape) -> Canvas:
+    """The known picture as the sampler wants it: a cell of its sample is painted if any of its pixels is."""
+    image = torch.from_numpy(source.pixels).permute(2, 0, 1).unsqueeze(0).float() / 255
+    mask = None if source.mask is None else torch.from_numpy(source.mask)[None, None]
+    model = models[leaves(expression)[0].model]
+    painting = {name: models[name] for name in dict.fromkeys(leaf.model for leaf in leaves(expression))}
+    return Canvas(
+        clean=model.encode(image),
+        mask=None if mask is None else functional.adaptive_max_pool2d(mask, shape[-2:]).to(model.device),
+        conditions={name: painter.painted(shape, image, mask) for name, painter in painting.items()},
+        retrace=source.retrace,
+    )
+
+
+def _outcome(job: Job, samples: Samples, pictures: NDArray[np.uint8]) -> Outcome:
     return Outcome(
-        pictures=pixels.numpy(),
+        pictures=pictures,
         log_density=samples.log_density.cpu().numpy(),
         mean_weights=samples.mean_weights.cpu().numpy(),
         clamp_rate=samples.clamp_rate.cpu().numpy(),

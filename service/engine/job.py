@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipelines.composition import Expression
-from pipelines.sampler import NoiseSource, SamplerState, SamplingParams
+from pipelines.params import SamplingParams
+from pipelines.sampler import NoiseSource, SamplerState
 from service.engine.events import Channel
 from service.engine.scheduler import DEFAULT_PRIORITY
 
@@ -89,6 +90,28 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
+class Source:
+    """The known picture of a job, at the size that is sampled.
+
+    Attributes:
+        pixels: (height, width, 3) RGB.
+        mask: (height, width) in [0, 1], 1 where it is painted anew; None for everywhere.
+        blend: (height, width) in [0, 1], the share of what was painted in the final pixels; 0 wherever the mask is.
+            None for 1 everywhere.
+        width: Of the answer, which is cut from the upper left.
+        height: Likewise.
+        retrace: Whether only the picture's densities are wanted.
+    """
+
+    pixels: NDArray[np.uint8]
+    mask: NDArray[np.float32] | None
+    blend: NDArray[np.float32] | None
+    width: int
+    height: int
+    retrace: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Ask:
     """What a caller wants of the engine besides the sample itself.
 
@@ -117,6 +140,7 @@ class Job:
         params: How.
         rows: Network rows that it needs at every step.
         ask: What its caller wants besides.
+        source: The known picture, if there is one.
         id: Unlike any other.
         channel: What it tells listeners.
         result: Resolves to the outcome, or to the error that ended the job.
@@ -137,6 +161,7 @@ class Job:
     params: SamplingParams
     rows: int
     ask: Ask = field(default_factory=Ask)
+    source: Source | None = None
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     channel: Channel = field(default_factory=Channel)
     result: "Future[Outcome]" = field(default_factory=Future)
@@ -180,12 +205,12 @@ class Job:
     @property
     def stepped(self) -> bool:
         """Whether every step is taken."""
-        return self.index == self.params.steps
+        return self.index == self.params.calls
 
     @property
     def work(self) -> int:
         """Network rows still to compute."""
-        return self.rows * (self.params.steps - self.index)
+        return self.rows * (self.params.calls - self.index)
 
     @property
     def over(self) -> bool:

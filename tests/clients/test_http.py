@@ -168,7 +168,7 @@ def test_a_catalogue_of_the_operator_s_own(tmp_path):
                 404: client.post(AND, json=unknown),
                 400: client.post(AND, content=b"{", headers=json_type),
                 415: client.post(AND, content=b"{}", headers={"Content-Type": "text/plain"}),
-                413: client.post(AND, content=b" " * (2 << 20), headers=json_type),
+                413: client.post(AND, content=b" " * (33 << 20), headers=json_type),
                 405: client.get(AND),
             }
             for status, answer in answers.items():
@@ -191,5 +191,5 @@ def test_a_wrong_catalogue_stops_the_start_with_one_line(tmp_path):
         check=False,
     )
     assert ended.returncode == 2
-    assert "models.a.dtype: 'int4' is unknown" in ended.stderr
+    assert "models.a.dtype: 'int4' is not allowed; it must be one of float32" in ended.stderr
     assert "Traceback" not in ended.stderr

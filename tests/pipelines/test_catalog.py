@@ -1,13 +1,17 @@
 import json
 import threading
+import weakref
+from dataclasses import replace
 
 import pytest
 import torch
 
-from pipelines.catalog import BUILTIN_FOLDER, BUILTIN_MODELS, Catalog
+from pipelines.catalog import Catalog, Defaults, MemoryPolicy
+from pipelines.entry import BUILTIN_FOLDER, BUILTIN_MODELS, Entry
 from pipelines.errors import CatalogError, ModelLoadError, UnknownModelError
 from pipelines.families.stable_diffusion import StableDiffusion
 from pipelines.families.unconditional import Unconditional
+from pipelines.kernel import Kernel
 from tests.pipelines.families import tiny
 
 NAMES = ("one", "two", "three")
@@ -31,8 +35,8 @@ def test_a_catalogue_names_builtin_models_and_folders_beside_it(write, tmp_path)
         )
     )
     assert catalog.names == ("mine", "shapes")
-    assert catalog.entry("mine").folder == tmp_path / "weights/mine"
-    assert catalog.entry("shapes").folder == BUILTIN_FOLDER / "shapes"
+    assert catalog.entry("mine").source == tmp_path / "weights/mine"
+    assert catalog.entry("shapes").source == BUILTIN_FOLDER / "shapes"
     assert catalog.entry("shapes").dtype == "bfloat16"
 
 
@@ -44,13 +48,19 @@ def test_a_catalogue_names_builtin_models_and_folders_beside_it(write, tmp_path)
         ("[server]\nport = 1", "nothing else"),
         ("[models]\nshapes = 3", "models.shapes: must be a table"),
         ("[models.a]", "models.a.source: missing"),
-        ('[models.a]\nsource = "x"\nsorce = "y"', "models.a.sorce: allowed keys are source"),
+        ('[models.a]\nsource = "x"\nsorce = "y"', "models.a.sorce: there is no such key; allowed are source"),
         ('[models.a]\nsource = "builtin:cats"', "builtin models are shapes"),
-        ('[models.a]\nsource = "x"\nfamily = "gan"', "'gan' is unknown; allowed are stable_diffusion"),
-        ('[models.a]\nsource = "x"\ndtype = "int4"', "'int4' is unknown; allowed are float32"),
-        ('[models.a]\nsource = "x"\ndtype = 16', "models.a.dtype: allowed keys"),
-        ('[models.a]\nsource = "x"\ndevice = "gpu"', "models.a.device: 'gpu' is no device"),
+        ('[models.a]\nsource = "x"\nfamily = "gan"', "'gan' is not allowed; it must be one of stable_diffusion"),
+        ('[models.a]\nsource = "x"\ndtype = "int4"', "'int4' is not allowed; it must be one of float32"),
+        ('[models.a]\nsource = "x"\ndtype = 16', "models.a.dtype: 16 is not allowed"),
+        ('[models.a]\nsource = "x"\ndevice = "gpu"', "models.a.device: 'gpu' is not allowed; it must be cpu"),
         ("[models.a\n", "not TOML"),
+        ('[models.a]\nsource = "x"\nsteps = 0', "models.a.steps: 0 is not allowed; it must be a whole number from 1"),
+        ('[models.a]\nsource = "x"\nsteps = true', "models.a.steps: True is not allowed"),
+        ('[models.a]\nsource = "x"\nkernel = "magic"', "one of calibrated, posterior"),
+        ('[models.a]\nsource = "x"\n[models.a.loras]\nink = "ink.ckpt"', "a table of names to .safetensors files"),
+        ('[models.a]\nsource = "hub:x"', "must be hub:OWNER/NAME"),
+        ('[models.a]\nsource = "x.safetensors"', "models.a.family: a .safetensors file does not say its own"),
     ],
 )
 def test_a_wrong_catalogue_says_what_is_wrong(write, text, told):
@@ -126,7 +136,7 @@ def test_models_loaded_at_once_leave_the_process_as_it_was(write, tmp_path):
             lambda f: _change(f / "scheduler/scheduler_config.json", beta_schedule="sigmoid"),
             "cannot be loaded: sigmoid",
         ),
-        (lambda f: _change(f / "model_index.json", _class_name="FluxPipeline"), "no family loads a FluxPipeline"),
+        (lambda f: _change(f / "model_index.json", _class_name="KolorsPipeline"), "no family loads a KolorsPipeline"),
         (lambda f: (f / "model_index.json").write_text("[]"), "names no pipeline class"),
         (lambda f: (f / "model_index.json").unlink(), r"model_index\.json there is missing"),
     ],
@@ -143,7 +153,10 @@ def test_a_device_that_is_not_there_and_a_source_that_is_a_file(write, tmp_path)
     tiny.stable_diffusion(tmp_path / "sd")
     (tmp_path / "file.safetensors").write_bytes(b"x")
     catalog = Catalog.read(
-        write('[models.far]\nsource = "sd"\ndevice = "cuda:77"\n[models.file]\nsource = "file.safetensors"')
+        write(
+            '[models.far]\nsource = "sd"\ndevice = "cuda:77"\n[models.file]\nsource = "file.safetensors"\n'
+            'family = "stable_diffusion"'
+        )
     )
     for name in ("far", "file"):
         with pytest.raises(ModelLoadError, match=f"^{name}: ") as refused:
@@ -168,3 +181,119 @@ def test_the_builtin_models_are_small_and_store_shared_parts_once():
     files = [p for p in BUILTIN_FOLDER.rglob("*") if p.is_file() and not any(q.is_symlink() for q in p.parents)]
     assert sum(p.stat().st_size for p in files) <= 40 * 2**20
     assert len([p for p in files if p.parent.name == "vae" and p.suffix == ".safetensors"]) == 1
+
+
+class Clock:
+    """A clock that stands until it is told."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def three(tmp_path):
+    for seed, name in enumerate(NAMES):
+        tiny.stable_diffusion(tmp_path / name, seed=seed)
+    return [Entry(name, tmp_path / name) for name in NAMES]
+
+
+def held(catalog):
+    return [name for name in catalog.names if catalog.loaded(name)]
+
+
+def test_beyond_the_budget_the_longest_unused_model_goes(three):
+    clock = Clock()
+    size = Catalog(three, "cpu").get("one").card.memory
+    catalog = Catalog(three, "cpu", MemoryPolicy(budget=2.5 * size), clock)
+    for clock.now, name in enumerate(NAMES[:2]):
+        catalog.get(name)
+    catalog.hold(["one"])
+    clock.now = 5
+    catalog.release(["one"])
+    catalog.get("three")
+    assert held(catalog) == ["one", "three"]
+    assert catalog.get("two") is not None
+    assert held(catalog) == ["two", "three"]
+
+
+def test_a_model_that_is_held_or_kept_stays(three):
+    size = Catalog(three, "cpu").get("one").card.memory
+    three[1] = replace(three[1], keep=True)
+    catalog = Catalog(three, "cpu", MemoryPolicy(budget=0.5 * size), Clock())
+    catalog.hold(["one"])
+    for name in NAMES:
+        catalog.get(name)
+    # The newest is not unloaded under whoever asked for it.
+    assert held(catalog) == list(NAMES)
+    catalog.release(["one"])
+    assert held(catalog) == ["two"]
+
+
+def test_idle_models_go_after_their_time(three):
+    clock = Clock()
+    catalog = Catalog(three, "cpu", MemoryPolicy(idle_s=10), clock)
+    for name in NAMES:
+        catalog.get(name)
+    catalog.hold(["two"])
+    clock.now = 9
+    assert catalog.unload_idle() == []
+    clock.now = 10
+    assert catalog.unload_idle() == ["one", "three"]
+    assert held(catalog) == ["two"]
+    catalog.release(["two"])
+    assert catalog.unload_idle() == []
+    clock.now = 20
+    assert catalog.unload_idle() == ["two"]
+
+
+def test_unloading_returns_the_memory(tmp_path):
+    tiny.stable_diffusion(tmp_path / "one")
+    catalog = Catalog([Entry("one", tmp_path / "one")], "cpu", MemoryPolicy(idle_s=0.001), clock := Clock())
+    network = weakref.ref(catalog.get("one")._unet)
+    clock.now = 1
+    assert catalog.unload_idle() == ["one"]
+    assert network() is None
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[memory]\nbudget = 3", "memory.budget: there is no such key; allowed are budget_gib, idle_s"),
+        ("[memory]\nbudget_gib = 0", "memory.budget_gib: 0 is not allowed; it must be a number above 0"),
+        ('[memory]\nidle_s = "long"', "memory.idle_s: 'long' is not allowed"),
+    ],
+)
+def test_a_wrong_memory_table_says_what_is_wrong(write, text, told):
+    with pytest.raises(CatalogError, match=told):
+        Catalog.read(write(f'{text}\n[models.a]\nsource = "x"'))
+
+
+def test_every_key_of_an_entry_is_read(write, tmp_path):
+    catalog = Catalog.read(
+        write(
+            '[models.a]\nsource = "a.safetensors"\nfamily = "stable_diffusion"\nsteps = 30\nguidance_scale = 7\n'
+            'kernel = "posterior"\nspace = "sd"\nconfig = "sd15"\ntiling = true\nclip_skip = 1\nkeep = true\n'
+            '[models.a.loras]\nink = "ink.safetensors"\n'
+            '[models.b]\nsource = "hub:somebody/something"\nrevision = "v1"\n'
+        )
+    )
+    a, b = catalog.entry("a"), catalog.entry("b")
+    assert a.source == tmp_path / "a.safetensors"
+    assert a.loras == {"ink": tmp_path / "ink.safetensors"}
+    assert (a.steps, a.guidance_scale, a.kernel, a.space, a.config) == (30, 7, "posterior", "sd", tmp_path / "sd15")
+    assert a.tiling
+    assert a.keep
+    assert a.clip_skip == 1
+    assert (b.hub, b.revision) == ("somebody/something", "v1")
+    assert catalog.defaults("a") == Defaults(30, 7, Kernel.POSTERIOR)
+
+
+def test_a_hub_that_cannot_be_reached_is_told(write, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    catalog = Catalog.read(write('[models.b]\nsource = "hub:somebody/something"\nrevision = "v1"\n'))
+    with pytest.raises(ModelLoadError, match=r"^b: somebody/something at v1 is not in the cache"):
+        catalog.get("b")

@@ -16,21 +16,11 @@ from pipelines.composition import And, Average, Or, Product, Prompt
 from pipelines.errors import IncompatibleModelsError, InvalidInputError, NonFiniteError
 from pipelines.families.analytic import AnalyticModel, GaussianMixture
 from pipelines.kernel import Kernel
+from pipelines.layout import Row, lay_out
+from pipelines.noise import Grid
+from pipelines.params import SamplingParams, image_seed
 from pipelines.prediction import Prediction
-from pipelines.sampler import (
-    Grid,
-    NoiseSource,
-    SamplingParams,
-    check,
-    estimate,
-    evaluate,
-    finish,
-    image_seed,
-    lay_out,
-    prepare,
-    sample,
-    step,
-)
+from pipelines.sampler import NoiseSource, check, estimate, evaluate, finish, prepare, sample, step
 from pipelines.superposition import superpose
 from tests.pipelines.mixtures import SIGMA_MIN, log_density, mixture, model, run, sliced_w2, union
 
@@ -339,16 +329,27 @@ def test_progress_sees_every_step():
 
 
 def test_rows_are_distinct_and_branches_are_shared():
+    _, _, pair_of_models = pair(4)
+    models = {"m": pair_of_models["a"], "n": pair_of_models["b"]}
     cat, dog, fox = Prompt("cat", "m"), Prompt("dog", "m"), Prompt("fox", "n")
-    layout, branches = lay_out(Or((cat, dog, cat, fox)), SamplingParams(guidance_scale=4))
-    assert layout.rows == (cat, dog, fox, Prompt("", "m"), Prompt("", "n"))
+    layout, branches = lay_out(Or((cat, dog, cat, fox)), SamplingParams(guidance_scale=4), models)
+    rows = Row("cat", "m"), Row("dog", "m"), Row("fox", "n"), Row("", "m"), Row("", "n")
+    assert layout.rows == rows
     assert layout.slots == (0, 1, 0, 2, 3, 4)
     assert branches == [0, 0, 0, 1]
-    assert lay_out(Or((cat, dog)), SamplingParams(guidance_scale=1))[0].rows == (cat, dog)
+    assert lay_out(Or((cat, dog)), SamplingParams(guidance_scale=1), models)[0].rows == rows[:2]
     empty = Prompt("", "m")
-    assert lay_out(Or((cat, empty)), SamplingParams(guidance_scale=4))[0].rows == (cat, empty)
-    negative, _ = lay_out(cat, SamplingParams(negative_prompt="blurry"))
-    assert negative.rows == (cat, Prompt("blurry", "m"))
+    assert lay_out(Or((cat, empty)), SamplingParams(guidance_scale=4), models)[0].rows == (rows[0], rows[3])
+    negative, _ = lay_out(cat, SamplingParams(negative_prompt="blurry"), models)
+    assert negative.rows == (rows[0], Row("blurry", "m"))
+    own = Prompt("cat", "m", negative="dark")
+    both, branches = lay_out(Or((own, dog)), SamplingParams(negative_prompt="blurry"), models)
+    assert both.rows == (rows[0], rows[1], Row("dark", "m"), Row("blurry", "m"))
+    assert branches == [0, 1]
+    worn = Prompt("cat", "m", adapters=(("ink", 0.5),))
+    inked, branches = lay_out(Or((cat, worn)), SamplingParams(), models)
+    assert inked.rows == (rows[0], Row("cat", "m", worn.adapters), rows[3], Row("", "m", worn.adapters))
+    assert branches == [0, 1]
 
 
 @pytest.mark.parametrize("operator", [Or, And, Average, Product])

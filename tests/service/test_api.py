@@ -11,7 +11,8 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from pipelines.catalog import Catalog, Entry
+from pipelines.catalog import Catalog
+from pipelines.entry import Entry
 from service.app import create_app
 from service.engine.engine import Engine
 from service.engine.executor import Executor

@@ -2,6 +2,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from pipelines.catalog import Catalog
 from pipelines.composition import And, Average, Or, Product, Prompt
 from pipelines.errors import InvalidInputError
 from pipelines.families.folder import CALIBRATION_FILE, read_calibration
@@ -70,7 +71,7 @@ def test_a_mistake_is_told_without_a_stack_trace(catalog, arguments, told):
 
 
 def test_calibrate_stores_a_curve_that_models_then_reports(catalog):
-    before = RUN.invoke(app, ["models", "--catalog", str(catalog)])
+    before = RUN.invoke(app, ["models", "check", "--catalog", str(catalog)])
     assert "Gaussian fallback" in before.output
     done = RUN.invoke(
         app,
@@ -91,6 +92,46 @@ def test_calibrate_stores_a_curve_that_models_then_reports(catalog):
     )
     assert done.exit_code == 0, done.output
     assert read_calibration(catalog.parent / "sd" / CALIBRATION_FILE) is not None
-    after = RUN.invoke(app, ["models", "--catalog", str(catalog)])
+    after = RUN.invoke(app, ["models", "check", "--catalog", str(catalog)])
     assert "measured" in after.output
     (catalog.parent / "sd" / CALIBRATION_FILE).unlink()
+
+
+def test_models_are_listed_without_being_loaded(catalog):
+    listed = RUN.invoke(app, ["models", "--catalog", str(catalog)])
+    assert listed.exit_code == 0, listed.output
+    assert "sd: " in listed.output
+    assert "float32" in listed.output
+
+
+def test_check_says_which_load_and_which_compose(catalog):
+    text = '[models.a]\nsource = "sd"\n[models.b]\nsource = "sd"\n'
+    path = catalog.with_name("several.toml")
+    path.write_text(text)
+    fine = RUN.invoke(app, ["models", "check", "--catalog", str(path)])
+    assert fine.exit_code == 0, fine.output
+    assert "compose with one another: a, b" in fine.output
+    path.write_text(text + '[models.gone]\nsource = "nowhere"\n')
+    broken = RUN.invoke(app, ["models", "check", "--catalog", str(path)])
+    assert broken.exit_code == 1
+    assert "gone: its source must be a diffusers folder" in broken.output
+
+
+def test_add_writes_what_the_catalogue_then_reads(catalog, tmp_path):
+    path = tmp_path / "new.toml"
+    for name, source in (("first", str(catalog.parent / "sd")), ("fine.tune v2", "tuned.safetensors")):
+        arguments = ["models", "add", name, source, "--dtype", "float16", "--catalog", str(path)]
+        if source.endswith("safetensors"):
+            arguments += ["--family", "stable_diffusion_xl"]
+        added = RUN.invoke(app, arguments)
+        assert added.exit_code == 0, added.output
+    held = Catalog.read(path)
+    assert held.names == ("first", "fine.tune v2")
+    assert held.entry("fine.tune v2").family == "stable_diffusion_xl"
+    again = RUN.invoke(app, ["models", "add", "first", "x", "--catalog", str(path)])
+    assert again.exit_code == 2
+    assert "has it already" in again.output
+    wrong = RUN.invoke(app, ["models", "add", "third", "x.safetensors", "--catalog", str(path)])
+    assert wrong.exit_code == 2
+    assert "family" in wrong.output
+    assert Catalog.read(path).names == held.names

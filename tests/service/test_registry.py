@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from pipelines.composition import Prompt
-from pipelines.sampler import SamplingParams
+from pipelines.params import SamplingParams
 from service.engine.job import Ask, CancelledJobError, Job, Outcome
 from service.registry import Record, Registry, UnknownJobError
 from service.schemas import OrRequest

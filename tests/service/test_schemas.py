@@ -1,7 +1,11 @@
 import pytest
 
+from pipelines.catalog import Defaults
 from pipelines.composition import And, Or, Prompt
-from service.schemas import AndRequest, OrRequest, component_names
+from pipelines.kernel import Kernel
+from service.schemas import AndRequest, DensityRequest, OrRequest, component_names
+
+DEFAULTS = Defaults(steps=25, guidance_scale=4.0, kernel=Kernel.CALIBRATED)
 
 
 def test_a_bare_string_is_a_prompt_to_the_default_model():
@@ -15,9 +19,16 @@ def test_lift_adds_to_the_first_component_s_weight():
 
 
 def test_a_seed_is_drawn_where_none_is_given():
-    seeds = {OrRequest(components=["a"]).params().seed for _ in range(8)}
+    seeds = {OrRequest(components=["a"]).params(DEFAULTS).seed for _ in range(8)}
     assert len(seeds) == 8
-    assert OrRequest(components=["a"], seed=0).params().seed == 0
+    assert OrRequest(components=["a"], seed=0).params(DEFAULTS).seed == 0
+
+
+def test_what_is_not_said_is_as_the_model_has_it():
+    told = OrRequest(components=["a"], steps=7, kernel="posterior").params(DEFAULTS)
+    assert (told.steps, told.guidance_scale, told.kernel) == (7, DEFAULTS.guidance_scale, Kernel.POSTERIOR)
+    silent = DensityRequest(components=["a"], image="").params(Defaults(25, 4.0, Kernel.DETERMINISTIC))
+    assert (silent.steps, silent.guidance_scale, silent.kernel) == (25, 1.0, Kernel.CALIBRATED)
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,12 @@ from transformers import CLIPTokenizer
 from pipelines.builtin.fitting import Plan, fit
 from pipelines.builtin.train import Recipe, noisy_words, train
 from pipelines.builtin.vocabulary import WORDS, write_tokenizer
-from pipelines.catalog import BUILTIN_FOLDER
 from pipelines.composition import And, Prompt
+from pipelines.entry import BUILTIN_FOLDER
 from pipelines.families.folder import CALIBRATION_FILE, read_calibration
 from pipelines.families.stable_diffusion import StableDiffusion
-from pipelines.sampler import SamplingParams, sample
+from pipelines.params import SamplingParams
+from pipelines.sampler import sample
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*requires torchvision.*")
 

@@ -6,7 +6,8 @@ import shutil
 import pytest
 import torch
 
-from pipelines.catalog import Catalog, Entry
+from pipelines.catalog import Catalog
+from pipelines.entry import Entry
 from pipelines.errors import InvalidInputError, ModelLoadError
 from pipelines.families.folder import (
     CALIBRATION_FILE,
@@ -142,7 +143,7 @@ def test_half_precision_is_near_single(whole, dtype):
 
 
 def test_previews_of_a_large_autoencoder_are_small_pictures(whole, monkeypatch):
-    monkeypatch.setattr("pipelines.families.stable_diffusion._CHEAP_AUTOENCODER", 0)
+    monkeypatch.setattr("pipelines.families.latent._CHEAP_AUTOENCODER", 0)
     small = load(whole).preview(torch.randn(2, 4, 8, 6, generator=torch.Generator().manual_seed(5)))
     assert small.shape == (2, 3, 8, 6)
     assert small.min() >= 0

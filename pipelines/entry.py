@@ -1,0 +1,201 @@
+"""One entry of the catalogue: what may stand in a ``[models.NAME]`` table, and what it means.
+
+| key | |
+|---|---|
+| source | a diffusers folder or a .safetensors file, relative to the catalogue; builtin:NAME; hub:OWNER/NAME |
+| revision | of a hub source: a branch, a tag or a commit |
+| config | for a .safetensors file: a diffusers folder whose configuration and tokenizers it goes with |
+| family | read from the folder where it is absent; needed for a .safetensors file |
+| dtype, device | what to compute in, and where |
+| steps, guidance_scale, kernel | what a request gets that does not say |
+| space | models that say the same space compose although their autoencoders differ, at the operator's word |
+| loras | a table of LoRAs: NAME = a .safetensors file, relative to the catalogue |
+| keep | true for a model that is never unloaded |
+| clip_skip | how many of CLIP's last layers are left out; 1 is what some programs call "clip skip 2" |
+| tiling | decode and encode in tiles, for large pictures in little memory |
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, NamedTuple, Self
+
+import torch
+
+from pipelines.errors import CatalogError
+from pipelines.kernel import Kernel
+from pipelines.params import MAX_STEPS
+
+BUILTIN_PREFIX: Final = "builtin:"
+HUB_PREFIX: Final = "hub:"
+BUILTIN_FOLDER: Final = Path(__file__).parent / "builtin" / "models"
+BUILTIN_MODELS: Final = ("shapes", "shapes-round", "shapes-sharp")
+DTYPES: Final = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+SINGLE_FILE: Final = ".safetensors"
+_STEPS: Final = 25
+_MAX_GUIDANCE: Final = 100
+_MAX_SKIPPED: Final = 11
+
+
+class Family(NamedTuple):
+    """A family, and where it lives.
+
+    Attributes:
+        pipeline: The class in model_index.json by which a folder is known to be of it.
+        model: The class in the family's module; its ``load(source, device, dtype, options)`` makes a model.
+        module: The module in pipelines.families; empty for the one of the family's own name.
+    """
+
+    pipeline: str
+    model: str
+    module: str = ""
+
+
+FAMILIES: Final = {
+    "stable_diffusion": Family("StableDiffusionPipeline", "StableDiffusion"),
+    "stable_diffusion_inpaint": Family("StableDiffusionInpaintPipeline", "StableDiffusion", "stable_diffusion"),
+    "stable_diffusion_xl": Family("StableDiffusionXLPipeline", "StableDiffusionXL"),
+    "stable_diffusion_xl_inpaint": Family(
+        "StableDiffusionXLInpaintPipeline", "StableDiffusionXL", "stable_diffusion_xl"
+    ),
+    "stable_diffusion_3": Family("StableDiffusion3Pipeline", "StableDiffusion3", "flow_matching"),
+    "flux": Family("FluxPipeline", "Flux", "flow_matching"),
+    "unconditional": Family("DDPMPipeline", "Unconditional"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One model of the catalogue, not yet loaded.
+
+    Attributes:
+        name: What requests call it.
+        source: Its folder or its .safetensors file; where ``hub`` is given, nothing yet.
+        family: Its family; None to read it from the folder.
+        dtype: Name of the type to compute in.
+        device: Where to compute; None for the catalogue's default.
+        steps: How many a request gets that does not say.
+        guidance_scale: Likewise; None for what suits the model's kind of guidance.
+        kernel: Likewise.
+        space: The name of the data space that the operator says it is of; empty for its autoencoder's own.
+        loras: Name → file of the LoRAs that it can wear.
+        hub: OWNER/NAME of a repository to take it from; empty for none.
+        revision: Which state of the repository; None for its main branch.
+        config: The diffusers folder that a .safetensors file goes with; None to let diffusers look for it.
+        tiling: Whether pictures are decoded and encoded in tiles.
+        clip_skip: How many of CLIP's last layers are left out.
+        keep: Whether it is never unloaded.
+    """
+
+    name: str
+    source: Path
+    family: str | None = None
+    dtype: str = "float32"
+    device: str | None = None
+    steps: int = _STEPS
+    guidance_scale: float | None = None
+    kernel: Kernel = Kernel.CALIBRATED
+    space: str = ""
+    loras: Mapping[str, Path] = field(default_factory=dict)
+    hub: str = ""
+    revision: str | None = None
+    config: Path | None = None
+    tiling: bool = False
+    clip_skip: int = 0
+    keep: bool = False
+
+    @classmethod
+    def parse(cls, name: str, table: Mapping[str, Any], base: Path) -> Self:
+        """Read one ``[models.NAME]`` table, paths relative to ``base``; :class:`CatalogError` says what is wrong."""
+        for key, value in table.items():
+            where = f"models.{name}.{key}"
+            if key not in _KEYS:
+                raise CatalogError(f"{where}: there is no such key; allowed are {', '.join(_KEYS)}")
+            is_right, allowed = _KEYS[key]
+            if not is_right(value):
+                raise CatalogError(f"{where}: {value!r} is not allowed; it must be {allowed}")
+        if "source" not in table:
+            raise CatalogError(f"models.{name}.source: missing; it must be {_KEYS['source'][1]}")
+        given = dict(table) | _source(str(table["source"]), f"models.{name}.source", base)
+        if "loras" in given:
+            given["loras"] = {lora: _path(file, base) for lora, file in given["loras"].items()}
+        if "config" in given:
+            given["config"] = _path(given["config"], base)
+        if "kernel" in given:
+            given["kernel"] = Kernel(given["kernel"])
+        if given["source"].suffix == SINGLE_FILE and "family" not in given:
+            raise CatalogError(f"models.{name}.family: a {SINGLE_FILE} file does not say its own; name it")
+        return cls(name, **given)
+
+
+def check_device(device: str, told_as: str) -> None:
+    """Refuse what is no device."""
+    if not _is_device(device):
+        raise CatalogError(f"{told_as}: {device!r} is no device; allowed are {_DEVICES}")
+
+
+_DEVICES: Final = "cpu, cuda, cuda:1 and the like"
+
+
+def _is_device(value: Any) -> bool:
+    try:
+        torch.device(value)
+    except (RuntimeError, TypeError):
+        return False
+    return isinstance(value, str)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
+def _is_yes_or_no(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_number(low: float, high: float, *kinds: type) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, kinds) and not isinstance(value, bool) and low <= float(str(value)) <= high
+
+
+def _one_of(*choices: str) -> tuple[Callable[[Any], bool], str]:
+    return lambda value: value in choices, f"one of {', '.join(choices)}"
+
+
+def _is_table_of_files(value: Any) -> bool:
+    return isinstance(value, dict) and all(_is_text(v) and v.endswith(SINGLE_FILE) for v in value.values())
+
+
+_KEYS: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {
+    "source": (_is_text, f"a folder, a {SINGLE_FILE} file, {BUILTIN_PREFIX}NAME or {HUB_PREFIX}OWNER/NAME"),
+    "family": _one_of(*FAMILIES),
+    "dtype": _one_of(*DTYPES),
+    "device": (_is_device, _DEVICES),
+    "steps": (_is_number(1, MAX_STEPS, int), f"a whole number from 1 to {MAX_STEPS}"),
+    "guidance_scale": (_is_number(0, _MAX_GUIDANCE, int, float), f"a number from 0 to {_MAX_GUIDANCE}"),
+    "kernel": _one_of(*Kernel),
+    "space": (_is_text, "a name"),
+    "loras": (_is_table_of_files, f"a table of names to {SINGLE_FILE} files"),
+    "revision": (_is_text, "a branch, a tag or a commit"),
+    "config": (_is_text, "a diffusers folder"),
+    "clip_skip": (_is_number(0, _MAX_SKIPPED, int), f"a whole number from 0 to {_MAX_SKIPPED}"),
+    "tiling": (_is_yes_or_no, "true or false"),
+    "keep": (_is_yes_or_no, "true or false"),
+}
+
+
+def _path(text: str, base: Path) -> Path:
+    return (base / Path(text).expanduser()).resolve()
+
+
+def _source(text: str, where: str, base: Path) -> dict[str, Any]:
+    if text.startswith(BUILTIN_PREFIX):
+        wanted = text.removeprefix(BUILTIN_PREFIX)
+        if wanted not in BUILTIN_MODELS:
+            raise CatalogError(f"{where}: builtin models are {', '.join(BUILTIN_MODELS)}")
+        return {"source": BUILTIN_FOLDER / wanted}
+    if text.startswith(HUB_PREFIX):
+        repository = text.removeprefix(HUB_PREFIX)
+        if repository.count("/") != 1 or repository.startswith("/") or repository.endswith("/"):
+            raise CatalogError(f"{where}: {text!r} must be {HUB_PREFIX}OWNER/NAME")
+        return {"source": Path(), "hub": repository}
+    return {"source": _path(text, base)}

@@ -1,0 +1,228 @@
+"""Stable Diffusion 3 and Flux: transformers trained by flow matching, x_t = (1 − t) x_0 + t ε."""
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final, Self
+
+import numpy as np
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, StableDiffusion3Pipeline
+from torch import Tensor
+
+from pipelines.families.folder import (
+    calibration_path,
+    count_bytes,
+    count_parameters,
+    load_pipeline,
+    read_calibration,
+    skips_no_layers,
+)
+from pipelines.families.latent import LATENT_STD, LatentCodec, LatentModel
+from pipelines.families.lora import Wardrobe
+from pipelines.kernel import DenoisingError
+from pipelines.model import DEFAULT_OPTIONS, Card, Condition, Guidance, LoadOptions, Shape
+from pipelines.noise import SIGMA_LIMIT, Grid, flow_sigma, flow_time
+from pipelines.prediction import Prediction, network_input, to_denoised
+
+_TIMESTEPS: Final = 1000.0
+_SIGMA_MIN: Final = 1e-3
+_PATCH: Final = 2
+
+
+class FlowPath:
+    """The noise levels of a flow-matching model.
+
+    Args:
+        scheduler: Its own; the grids are those that it sets.
+        from_one: Whether the model's pipeline gives it the times 1 to 1/N to shift, or leaves them to it.
+    """
+
+    sigma_min: Final = _SIGMA_MIN
+    sigma_max: Final = SIGMA_LIMIT
+
+    def __init__(self, scheduler: FlowMatchEulerDiscreteScheduler, *, from_one: bool) -> None:
+        self._scheduler, self._from_one = scheduler, from_one
+
+    def own_sigmas(self, steps: int, tokens: int) -> Tensor:
+        """Times equally spaced, shifted as the model's scheduler shifts them for this many tokens.
+
+        References:
+            Scaling Rectified Flow Transformers for High-Resolution Image Synthesis (Esser et al., ICML 2024), section
+            5.3.2, for why they are; diffusers' FlowMatchEulerDiscreteScheduler and calculate_shift for how.
+        """
+        scheduler = copy.deepcopy(self._scheduler)
+        config = scheduler.config
+        mu = None
+        if config.get("use_dynamic_shifting", False):
+            base, largest = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+            low, high = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
+            mu = low + (high - low) * (tokens - base) / (largest - base)
+        scheduler.set_timesteps(steps, sigmas=np.linspace(1.0, 1 / steps, steps) if self._from_one else None, mu=mu)
+        sigmas = flow_sigma(scheduler.sigmas.double()).clamp(max=self.sigma_max)
+        return torch.cat([sigmas[:-1].clamp(min=self.sigma_min), sigmas.new_zeros(1)])
+
+
+class _FlowModel(LatentModel):
+    """What both have in common."""
+
+    def __init__(
+        self,
+        pipeline: Any,
+        path: FlowPath,
+        error: DenoisingError | None,
+        options: LoadOptions,
+        *,
+        guidance: Guidance,
+        side: int,
+        cell: int,
+    ) -> None:
+        self._pipeline, self._transformer, self._path = pipeline, pipeline.transformer, path
+        skips_no_layers(options)
+        codec = LatentCodec(pipeline.vae, options.space, tiling=options.tiling)
+        wardrobe = Wardrobe(pipeline, options.loras)
+        low, high = self._path.sigma_min, self._path.sigma_max
+        networks = self._transformer, pipeline.vae, *self._encoders
+        card = Card(
+            space=codec.space,
+            sigma_min=low,
+            sigma_max=high,
+            error=error or DenoisingError.gaussian(LATENT_STD, low, high),
+            width=side * codec.factor,
+            height=side * codec.factor,
+            takes_prompts=True,
+            parameters=count_parameters(*networks),
+            memory=count_bytes(*networks),
+            calibrated=error is not None,
+            guidance=guidance,
+            grid=Grid.OWN,
+            adapters=wardrobe.names,
+            multiple=codec.factor * cell,
+        )
+        super().__init__(codec, card, self._transformer, wardrobe)
+        self._cell = cell
+
+    @property
+    def _encoders(self) -> Sequence[torch.nn.Module]:
+        names = ("text_encoder", "text_encoder_2", "text_encoder_3")
+        return [encoder for name in names if (encoder := getattr(self._pipeline, name, None)) is not None]
+
+    def own_sigmas(self, steps: int, shape: Shape) -> Tensor:
+        """Times equally spaced, shifted by the pictures' size."""
+        return self._path.own_sigmas(steps, shape[1] // self._cell * (shape[2] // self._cell))
+
+
+class StableDiffusion3(_FlowModel):
+    """A transformer over latents and the states of up to three text encoders, which attend to one another.
+
+    Args:
+        pipeline: Its parts, loaded; the third encoder (T5) may be missing.
+        error: Its measured m(σ), None for the Gaussian fallback.
+        options: How it is to be loaded.
+    """
+
+    def __init__(
+        self,
+        pipeline: StableDiffusion3Pipeline,
+        error: DenoisingError | None = None,
+        options: LoadOptions = DEFAULT_OPTIONS,
+    ) -> None:
+        config = pipeline.transformer.config
+        path = FlowPath(pipeline.scheduler, from_one=False)
+        guidance = Guidance.CLASSIFIER_FREE
+        super().__init__(
+            pipeline, path, error, options, guidance=guidance, side=config.sample_size, cell=config.patch_size
+        )
+
+    @classmethod
+    def load(
+        cls, source: Path, device: torch.device, dtype: torch.dtype, options: LoadOptions = DEFAULT_OPTIONS
+    ) -> Self:
+        """Load a folder or a file of safetensors; :meth:`Catalog.get` says what is raised where it cannot be."""
+        with_t5 = source.is_file() or (source / "text_encoder_3").exists()
+        without = {} if with_t5 else {"text_encoder_3": None, "tokenizer_3": None}
+        pipeline = load_pipeline(StableDiffusion3Pipeline, source, device, dtype, options, **without)
+        return cls(pipeline, read_calibration(calibration_path(source)), options)
+
+    def _encode(self, texts: Sequence[str]) -> Condition:
+        """All encoders' states in one sequence, (R, tokens, width), and the CLIP encoders' pooled ones, (R, widths).
+
+        References:
+            diffusers' StableDiffusion3Pipeline.encode_prompt, which this calls.
+        """
+        states, _, pooled, _ = self._pipeline.encode_prompt(
+            list(texts), None, None, device=self.device, do_classifier_free_guidance=False
+        )
+        return {"encoder_hidden_states": states, "pooled_projections": pooled}
+
+    def _denoised(self, z: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
+        """x̂0 by one forward of the transformer, every row at its own time."""
+        x = network_input(Prediction.FLOW, z, sigma).to(self._dtype)
+        output = self._transformer(
+            hidden_states=x,
+            timestep=(flow_time(sigma) * _TIMESTEPS).to(torch.float32),
+            return_dict=False,
+            **condition,
+        )[0]
+        return to_denoised(Prediction.FLOW, output.to(z.dtype), z, sigma)
+
+
+class Flux(_FlowModel):
+    """A transformer over 2×2 patches of latents and T5's states.
+
+    Its guidance is distilled (FLUX.1-dev: the scale is an input) or absent (FLUX.1-schnell).
+
+    Args:
+        pipeline: Its parts, loaded.
+        error: Its measured m(σ), None for the Gaussian fallback.
+        options: How it is to be loaded.
+    """
+
+    def __init__(
+        self, pipeline: FluxPipeline, error: DenoisingError | None = None, options: LoadOptions = DEFAULT_OPTIONS
+    ) -> None:
+        guidance = Guidance.DISTILLED if pipeline.transformer.config.guidance_embeds else Guidance.NONE
+        path = FlowPath(pipeline.scheduler, from_one=True)
+        side = pipeline.default_sample_size
+        super().__init__(pipeline, path, error, options, guidance=guidance, side=side, cell=_PATCH)
+
+    @classmethod
+    def load(
+        cls, source: Path, device: torch.device, dtype: torch.dtype, options: LoadOptions = DEFAULT_OPTIONS
+    ) -> Self:
+        """Load a folder or a file of safetensors; :meth:`Catalog.get` says what is raised where it cannot be."""
+        pipeline = load_pipeline(FluxPipeline, source, device, dtype, options)
+        return cls(pipeline, read_calibration(calibration_path(source)), options)
+
+    def _encode(self, texts: Sequence[str]) -> Condition:
+        """T5's states, (R, tokens, width), and CLIP's pooled one, (R, width).
+
+        References:
+            diffusers' FluxPipeline.encode_prompt, which this calls.
+        """
+        states, pooled, _ = self._pipeline.encode_prompt(list(texts), None, device=self.device)
+        return {"encoder_hidden_states": states, "pooled_projections": pooled}
+
+    def _denoised(self, z: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
+        """x̂0 by one forward of the transformer, every row at its own time."""
+        x = network_input(Prediction.FLOW, z, sigma).to(self._dtype)
+        rows, height, width = len(z), z.shape[2] // _PATCH, z.shape[3] // _PATCH
+        places = torch.cartesian_prod(torch.zeros(1, dtype=torch.long), torch.arange(height), torch.arange(width)).to(x)
+        words = torch.zeros(condition["encoder_hidden_states"].shape[1], 3).to(x)
+        output = self._transformer(
+            hidden_states=_packed(x),
+            timestep=flow_time(sigma).to(self._dtype),
+            img_ids=places,
+            txt_ids=words,
+            return_dict=False,
+            **({"guidance": None} | dict(condition)),
+        )[0]
+        unpacked = output.reshape(rows, height, width, -1, _PATCH, _PATCH).permute(0, 3, 1, 4, 2, 5).reshape(z.shape)
+        return to_denoised(Prediction.FLOW, unpacked.to(z.dtype), z, sigma)
+
+
+def _packed(x: Tensor) -> Tensor:
+    """(R, c, h, w) → (R, h/2 · w/2, 4c): every 2×2 patch one token, as Flux orders its numbers."""
+    rows, channels, height, width = x.shape
+    patches = x.reshape(rows, channels, height // _PATCH, _PATCH, width // _PATCH, _PATCH)
+    return patches.permute(0, 2, 4, 1, 3, 5).reshape(rows, -1, channels * _PATCH**2)

@@ -1,0 +1,112 @@
+r"""Prompts for CLIP that weigh their words, or are longer than it reads at once.
+
+``(a red hat:1.3)`` weighs a phrase by 1.3; weights of nested phrases multiply; ``\(`` is a plain parenthesis, and so is
+any that encloses no weight. Texts longer than CLIP's 77 tokens are read in several pieces, split between sentences or
+phrases. A prompt without either goes to diffusers as it is.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any, Final
+
+import torch
+from compel.embeddings_provider import EmbeddingsProvider, EmbeddingsProviderMulti, ReturnedEmbeddingsType
+from torch import Tensor
+
+from pipelines.errors import InvalidInputError
+
+Fragments = list[tuple[str, float]]
+
+_WEIGHT: Final = re.compile(r":\s*(\d+(?:\.\d*)?|\.\d+)\s*$")
+_PIECE: Final = re.compile(r"\\[\\()]|[()]|[^\\()]+|\\")
+
+
+def parse(text: str) -> Fragments:
+    """A prompt as phrases with their weights: "a (red hat:1.3)" → [("a ", 1.0), ("red hat", 1.3)]."""
+    levels: list[Fragments] = [[]]
+    for piece in _PIECE.findall(text):
+        if piece == "(":
+            levels.append([])
+        elif piece == ")" and len(levels) > 1:
+            inner = levels.pop()
+            found = _WEIGHT.search(inner[-1][0]) if inner else None
+            if found is None:
+                levels[-1] += [("(", 1.0), *inner, (")", 1.0)]
+            else:
+                inner[-1] = (inner[-1][0][: found.start()], inner[-1][1])
+                levels[-1] += [(words, weight * float(found[1])) for words, weight in inner]
+        else:
+            levels[-1].append((piece[-1] if piece.startswith("\\") else piece, 1.0))
+    while len(levels) > 1:
+        inner = levels.pop()
+        levels[-1] += [("(", 1.0), *inner]
+    return _joined(levels[0])
+
+
+def _joined(fragments: Fragments) -> Fragments:
+    """Neighbours of one weight put together, empty ones left out."""
+    joined: Fragments = []
+    for words, weight in fragments:
+        if joined and joined[-1][1] == weight:
+            joined[-1] = (joined[-1][0] + words, weight)
+        elif words:
+            joined.append((words, weight))
+    return joined
+
+
+class WeightedEncoder:
+    """CLIP encoders that read weights and long texts.
+
+    Args:
+        tokenizers: One for each encoder.
+        encoders: Whose states stand side by side.
+        penultimate: Whether the bare states before the last layer are taken, as SDXL does, or the normed last ones.
+        pooled: Whether the last encoder's pooled state is wanted too.
+
+    References:
+        compel, https://github.com/damian0815/compel, whose encoding this is.
+    """
+
+    def __init__(
+        self,
+        tokenizers: Sequence[Any],
+        encoders: Sequence[torch.nn.Module],
+        *,
+        penultimate: bool = False,
+        pooled: bool = False,
+    ) -> None:
+        self._tokenizers, self._encoders = tokenizers, encoders
+        kinds = ReturnedEmbeddingsType
+        self._taken = (
+            kinds.PENULTIMATE_HIDDEN_STATES_NON_NORMALIZED if penultimate else kinds.LAST_HIDDEN_STATES_NORMALIZED
+        )
+        self._pooled = pooled
+
+    def plain(self, text: str) -> str | None:
+        """The words that diffusers can read in the text's stead; None where a weight or the length forbids it."""
+        fragments = parse(text)
+        words = "".join(phrase for phrase, _ in fragments)
+        weighted = any(weight != 1 for _, weight in fragments)
+        fits = all(len(t(words).input_ids) <= t.model_max_length for t in self._tokenizers)
+        return words if fits and not weighted else None
+
+    def encode(self, text: str) -> tuple[Tensor, Tensor | None]:
+        """(1, pieces × tokens, widths) states, and the pooled one, (1, width), where it is wanted."""
+        fragments = parse(text) or [("", 1.0)]
+        words, weights = [f for f, _ in fragments], [w for _, w in fragments]
+        device = next(self._encoders[0].parameters()).device
+        provider = EmbeddingsProviderMulti(
+            list(self._tokenizers), list(self._encoders), truncate=False, returned_embeddings_type=self._taken
+        )
+        states = provider.get_embeddings_for_weighted_prompt_fragments([words], [weights], device=device)
+        if not self._pooled:
+            return states, None
+        last = EmbeddingsProvider(self._tokenizers[-1], self._encoders[-1], truncate=True)
+        return states, last.get_pooled_embeddings(["".join(words)], device=device)
+
+
+def stack(rows: Sequence[Tensor]) -> Tensor:
+    """Rows of one length as one batch; :class:`InvalidInputError` where texts of several lengths are given at once."""
+    if len({row.shape[1:] for row in rows}) > 1:
+        raise InvalidInputError("texts that CLIP reads in different numbers of pieces go one by one", field=("prompt",))
+    return torch.cat(list(rows))

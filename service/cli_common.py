@@ -1,0 +1,44 @@
+"""What the commands share: the catalogue, the settings, and how what goes wrong is told."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+
+from pipelines.catalog import Catalog
+from pipelines.errors import InvalidInputError, PipelineError
+from service.settings import Settings
+
+CatalogOption = Annotated[Path | None, typer.Option("--catalog", help="Catalogue file; none for the builtin models.")]
+DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 …; none to choose.")]
+
+
+def open_catalog(path: Path | None, device: str | None) -> Catalog:
+    """The catalogue that the command line or the environment names, else the builtin models."""
+    settings = read_settings()
+    path, device = path or settings.catalog, device or settings.device
+    return Catalog.read(path, device) if path else Catalog.builtin(device)
+
+
+def read_settings(**given: Any) -> Settings:
+    """The settings, with what the command line gave; what makes no sense is told by its name."""
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"]))
+        told = f"SUPERDIFF_{name.upper()}: {first['msg']}, got {first['input']!r}"
+        raise InvalidInputError(told, field=(name,)) from error
+
+
+@contextlib.contextmanager
+def told() -> Iterator[None]:
+    """Say what a user can mend, without a stack trace, and exit with 2."""
+    try:
+        yield
+    except PipelineError as error:
+        typer.secho(f"superdiff: {error}", fg="red", err=True)
+        raise typer.Exit(2) from error

@@ -1,0 +1,95 @@
+"""The known picture of a request: brought to the size that is sampled, with its mask."""
+
+import math
+from collections.abc import Iterable
+from typing import Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFilter, ImageOps
+
+from pipelines.model import Card
+from service.engine.job import Source
+
+Fit = Literal["crop", "pad", "stretch"]
+Size = tuple[int, int]
+
+_WHITE: Final = (255, 255, 255)
+
+
+def sampled_size(asked: Size, cards: Iterable[Card]) -> Size:
+    """The size that is sampled for a picture of the size asked for: up to the next that every model has.
+
+    A model of one size only (``multiple`` 0) leaves the size as it is; it refuses any other by itself.
+    """
+    multiple = math.lcm(*(card.multiple for card in cards if card.multiple))
+    width, height = (-(-side // multiple) * multiple for side in asked)
+    return width, height
+
+
+def prepare_source(
+    image: Image.Image, mask: Image.Image | None, asked: Size, sampled: Size, fit: Fit, feather: float
+) -> Source:
+    """Bring a picture and its mask to the size that is sampled.
+
+    First to the size asked for, as ``fit`` says; then, where no model has just that size, its right and lower edges are
+    repeated up to ``sampled``, to be cut off the answer again.
+
+    Args:
+        image: The picture; transparency becomes white.
+        mask: White where it is painted anew, black where it is kept; any size, stretched to the picture's first.
+        asked: Of the answer.
+        sampled: Of what is sampled, no smaller.
+        fit: "crop" fills the size and cuts what stands over, "pad" fits all of it in and repeats the edges,
+            "stretch" changes the picture's proportions.
+        feather: Over how many pixels, inside of the mask's border, what is painted blends in.
+    """
+    picture = _flat(image)
+    kept = None if mask is None else mask.convert("L").resize(picture.size, Image.Resampling.BILINEAR)
+    pixels = _grown(np.asarray(_fitted(picture, asked, fit)), sampled)
+    if kept is None:
+        return Source(pixels, None, None, *asked)
+    painted: NDArray[np.float32] = np.asarray(_fitted(kept, asked, fit), np.float32) / np.float32(255)
+    return Source(pixels, _grown(painted, sampled), _grown(blend_of(painted, feather), sampled), *asked)
+
+
+def blend_of(mask: NDArray[np.float32], feather: float) -> NDArray[np.float32]:
+    """How much of what was painted is seen: 0 where the mask is, rising to its value over ``feather`` pixels."""
+    if feather <= 0:
+        return mask
+    padded = np.pad(mask, (reach := math.ceil(2 * feather)), mode="edge")
+    blurred = Image.fromarray(np.rint(padded * 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(feather / 2))
+    inside = np.asarray(blurred, np.float32)[reach:-reach, reach:-reach] / 255
+    # A straight border blurs to one half on itself, and to one inside.
+    return mask * np.clip(2 * inside - 1, 0, 1)
+
+
+def _flat(image: Image.Image) -> Image.Image:
+    """RGB, over white where it is transparent."""
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    over = image.convert("RGBA")
+    ground = Image.new("RGBA", over.size, (*_WHITE, 255))
+    return Image.alpha_composite(ground, over).convert("RGB")
+
+
+def _fitted(image: Image.Image, size: Size, fit: Fit) -> Image.Image:
+    if image.size == size:
+        return image
+    match fit:
+        case "stretch":
+            return image.resize(size, Image.Resampling.LANCZOS)
+        case "crop":
+            return ImageOps.fit(image, size, Image.Resampling.LANCZOS)
+        case "pad":
+            inner = ImageOps.contain(image, size, Image.Resampling.LANCZOS)
+            left, top = (size[0] - inner.width) // 2, (size[1] - inner.height) // 2
+            around = ((top, size[1] - inner.height - top), (left, size[0] - inner.width - left))
+            array = np.asarray(inner)
+            return Image.fromarray(np.pad(array, (*around, (0, 0))[: array.ndim], mode="edge"))
+
+
+def _grown(array: NDArray[np.generic], size: Size) -> NDArray:  # type: ignore[type-arg]
+    """The array with its right and lower edges repeated up to a (width, height)."""
+    below, right = size[1] - array.shape[0], size[0] - array.shape[1]
+    return np.pad(array, ((0, below), (0, right), (0, 0))[: array.ndim], mode="edge")

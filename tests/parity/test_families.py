@@ -1,0 +1,181 @@
+"""Every family with the same weights: ours against diffusers' own pipeline, latents to 1e-4 and pixels to ±1."""
+
+import numpy as np
+import pytest
+import torch
+from diffusers import EulerDiscreteScheduler
+
+from pipelines.composition import Prompt
+from pipelines.errors import InvalidInputError
+from pipelines.families.flow_matching import Flux, StableDiffusion3
+from pipelines.families.stable_diffusion import StableDiffusion
+from pipelines.families.stable_diffusion_xl import StableDiffusionXL
+from pipelines.kernel import Kernel
+from pipelines.model import Guidance
+from pipelines.noise import Grid, flow_time, karras_sigmas
+from pipelines.params import SamplingParams
+from pipelines.sampler import NoiseSource, sample
+from tests.pipelines.families import tiny
+
+CPU = torch.device("cpu")
+STEPS = 5
+FAMILIES = {
+    "sd-v-zero-snr": (lambda f: tiny.stable_diffusion(f, prediction="v_prediction", zero_snr=True), StableDiffusion),
+    "sdxl": (tiny.stable_diffusion_xl, StableDiffusionXL),
+    "sd3": (tiny.stable_diffusion_3, StableDiffusion3),
+    "sd3-without-t5": (lambda f: tiny.stable_diffusion_3(f, with_t5=False), StableDiffusion3),
+    "flux": (tiny.flux, Flux),
+    "flux-schnell": (lambda f: tiny.flux(f, distilled=False), Flux),
+}
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def pair(request, tmp_path_factory):
+    make, family = FAMILIES[request.param]
+    folder = tmp_path_factory.mktemp("family") / request.param
+    theirs = make(folder)
+    return family.load(folder, CPU, torch.float32), theirs
+
+
+def params_of(ours, guidance, width=16, height=16, images=1, negative="a black square"):
+    classifier_free = ours.card.guidance is Guidance.CLASSIFIER_FREE
+    if ours.card.guidance is Guidance.NONE and guidance != 1:
+        pytest.skip("knows no guidance")
+    return SamplingParams(
+        steps=STEPS,
+        guidance_scale=guidance,
+        seed=3,
+        num_images=images,
+        width=width,
+        height=height,
+        kernel=Kernel.DETERMINISTIC,
+        negative_prompt=negative if classifier_free and guidance != 1 else "",
+    )
+
+
+def in_their_coordinates(ours, theirs, noise, sigmas):
+    """Their pipeline's ``latents`` and ``sigmas`` for a run from ours' noise over ours' grid."""
+    if isinstance(ours, StableDiffusion3 | Flux):
+        time = flow_time(sigmas[:-1])
+        # The pipeline shifts the times that it is given; let it shift to these.
+        theirs.scheduler = theirs.scheduler.from_config(theirs.scheduler.config, shift=1.0, use_dynamic_shifting=False)
+        latents = noise * float(time[0])
+        if isinstance(ours, Flux):
+            latents = theirs._pack_latents(latents, *noise.shape[:2], *noise.shape[2:])
+        return latents, time.tolist()
+    theirs.scheduler = EulerDiscreteScheduler.from_config(theirs.scheduler.config, rescale_betas_zero_snr=False)
+    theirs.scheduler.set_timesteps(sigmas=sigmas.tolist())
+    return noise * sigmas[0].float() / theirs.scheduler.init_noise_sigma, sigmas.tolist()
+
+
+@pytest.mark.parametrize("guidance", [1.0, 5.0])
+@pytest.mark.parametrize(("width", "height", "images"), [(16, 16, 1), (24, 16, 3)])
+def test_a_deterministic_run_equals_diffusers(pair, guidance, width, height, images):
+    ours, theirs = pair
+    if "rescale_betas_zero_snr" in theirs.scheduler.config and ours._path.sigma_max > 100:
+        pytest.skip("diffusers' Euler has another table at zero terminal SNR; see the test of single forwards")
+    params = params_of(ours, guidance, width, height, images)
+    shape = ours.sample_shape(width, height)
+    if ours.card.grid is Grid.OWN:
+        sigmas = ours.own_sigmas(STEPS, shape)
+    else:
+        sigmas = karras_sigmas(STEPS, ours.card.sigma_min, ours.card.sigma_max)
+    noise = NoiseSource(params, shape).draw()
+    latents, their_sigmas = in_their_coordinates(ours, theirs, noise, sigmas)
+    options = {
+        "prompt": ["a red circle"] * images,
+        "guidance_scale": guidance,
+        "sigmas": their_sigmas,
+        "width": width,
+        "height": height,
+        "latents": latents,
+    }
+    if params.negative_prompt:
+        options["negative_prompt"] = [params.negative_prompt] * images
+    expected = theirs(**options, output_type="latent").images
+    if isinstance(ours, Flux):
+        expected = theirs._unpack_latents(expected, height, width, theirs.vae_scale_factor)
+    got = sample(Prompt("a red circle", "m"), params, {"m": ours}).z
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+    pixels = theirs(**options, output_type="pt").images
+    assert (ours.decode(got) - pixels).abs().max() * 255 <= 1
+
+
+def test_the_autoencoder_goes_both_ways(pair):
+    ours, theirs = pair
+    images = torch.rand(2, 3, 16, 24, generator=torch.Generator().manual_seed(0))
+    config = theirs.vae.config
+    shift = config.get("shift_factor") or 0
+    expected = (theirs.vae.encode(images * 2 - 1).latent_dist.mean - shift) * config.scaling_factor
+    latents = ours.encode(images)
+    torch.testing.assert_close(latents, expected)
+    decoded = theirs.vae.decode(latents / config.scaling_factor + shift).sample
+    torch.testing.assert_close(ours.decode(latents), (decoded / 2 + 0.5).clamp(0, 1))
+
+
+def test_rows_do_not_depend_on_their_company(pair):
+    ours, _ = pair
+    g = torch.Generator().manual_seed(0)
+    z, sigma = torch.randn(3, 4, 8, 8, generator=g) * 3, torch.tensor([14.0, 1.0, 0.05])
+    condition = dict(ours.encode_prompts(["a cat", "", "a red circle"]))
+    if ours.card.guidance is Guidance.DISTILLED:
+        condition["guidance"] = torch.tensor([1.0, 3.5, 7.0])
+    together = ours.denoised(z, sigma, condition)
+    for i, text in enumerate(["a cat", "", "a red circle"]):
+        alone = dict(ours.encode_prompts([text]))
+        torch.testing.assert_close(alone["encoder_hidden_states"], condition["encoder_hidden_states"][i : i + 1])
+        row = {key: value[i : i + 1] for key, value in condition.items()}
+        torch.testing.assert_close(
+            ours.denoised(z[i : i + 1], sigma[i : i + 1], row), together[i : i + 1], rtol=1e-4, atol=1e-4
+        )
+
+
+def test_an_absent_negative_prompt_is_zeros_in_xl(tmp_path):
+    theirs = tiny.stable_diffusion_xl(tmp_path / "xl")
+    ours = StableDiffusionXL.load(tmp_path / "xl", CPU, torch.float32)
+    states, negative, pooled, negative_pooled = theirs.encode_prompt(["a cat"], device=CPU)
+    condition = ours.encode_prompts(["a cat", ""])
+    torch.testing.assert_close(condition["encoder_hidden_states"], torch.cat([states, negative]))
+    torch.testing.assert_close(condition["text_embeds"], torch.cat([pooled, negative_pooled]))
+    assert not negative.any()
+
+
+@pytest.mark.parametrize("size", [(16, 16), (32, 48)])
+@pytest.mark.parametrize("make", [tiny.stable_diffusion_3, tiny.flux])
+def test_the_own_grid_is_what_diffusers_would_set(tmp_path, make, size):
+    theirs = make(tmp_path / "flow")
+    family = Flux if make is tiny.flux else StableDiffusion3
+    ours = family.load(tmp_path / "flow", CPU, torch.float32)
+    width, height = size
+    theirs("a cat", width=width, height=height, num_inference_steps=7, output_type="latent")
+    grid = ours.own_sigmas(7, ours.sample_shape(width, height))
+    # Theirs begins at time 1, pure noise, where σ is infinite; ours at the largest σ there is.
+    expected = theirs.scheduler.sigmas.double()
+    torch.testing.assert_close(flow_time(grid)[1:], expected[1:], rtol=0, atol=1e-6)
+    assert grid[0] == ours.card.sigma_max
+    assert np.all(np.diff(grid.numpy()) < 0)
+
+
+def test_at_zero_terminal_snr_single_forwards_are_what_the_schedule_says(tmp_path):
+    theirs = tiny.stable_diffusion(tmp_path / "sd", prediction="v_prediction", zero_snr=True)
+    ours = StableDiffusion.load(tmp_path / "sd", CPU, torch.float32)
+    cumulative = theirs.scheduler.alphas_cumprod.double()
+    assert cumulative[-1] == 0
+    x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    condition = ours.encode_prompts(["a cat"])
+    for timestep in (990, 500, 0):
+        alpha, level = cumulative[timestep].sqrt(), (1 - cumulative[timestep]).sqrt()
+        with torch.no_grad():
+            velocity = theirs.unet(x, timestep, condition["encoder_hidden_states"]).sample
+        expected = float(alpha) * x - float(level) * velocity
+        got = ours.denoised(x / float(alpha), (level / alpha).reshape(1), condition)
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_what_a_family_does_not_know_is_refused(tmp_path):
+    tiny.flux(tmp_path / "schnell", distilled=False)
+    models = {"m": Flux.load(tmp_path / "schnell", CPU, torch.float32)}
+    with pytest.raises(InvalidInputError, match="guidance_scale must be 1"):
+        sample(Prompt("a cat", "m"), SamplingParams(steps=1, guidance_scale=3), models)
+    with pytest.raises(InvalidInputError, match="no guidance to lead away by"):
+        sample(Prompt("a cat", "m"), SamplingParams(steps=1, guidance_scale=1, negative_prompt="dark"), models)

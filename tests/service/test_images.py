@@ -1,0 +1,207 @@
+"""Pictures that come in: image-to-image, inpainting and densities, over small real models."""
+
+import base64
+import io
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+from PIL import Image
+
+from pipelines.catalog import Catalog
+from pipelines.errors import InvalidInputError
+from service.api.density import explain
+from service.app import create_app
+from service.pictures import decode_picture
+from service.settings import Settings
+from service.sources import blend_of, prepare_source, sampled_size
+from tests.service.test_api import AND, OR, pictures, refused
+
+DENSITY = "/v1/density"
+COMPONENTS = ["a red circle", {"prompt": "a blue star", "model": "two"}]
+
+
+@pytest.fixture(scope="module")
+def client(models):
+    with TestClient(create_app(Settings(max_pixels=64 * 64), catalog=Catalog.of(models))) as client:
+        yield client
+
+
+def noise(width, height, seed=0, mode="RGB"):
+    shape = (height, width, 3) if mode == "RGB" else (height, width)
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8), mode)
+
+
+def encoded(image, image_format="png", **options):
+    buffer = io.BytesIO()
+    image.save(buffer, image_format, **options)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def half(width, height):
+    """A mask that paints the right half."""
+    mask = np.zeros((height, width), dtype=np.uint8)
+    mask[:, width // 2 :] = 255
+    return Image.fromarray(mask)
+
+
+def ask(path=AND, **given):
+    return {"components": COMPONENTS, "steps": 4, "seed": 5} | given
+
+
+@pytest.mark.parametrize("size", [(16, 16), (19, 17), (24, 10)])
+@pytest.mark.parametrize("path", [AND, OR])
+def test_outside_of_the_mask_every_pixel_is_the_picture_s_own(client, path, size):
+    image, mask = noise(*size), half(*size)
+    body = ask(image=encoded(image), mask=encoded(mask), mask_feather=2, num_images=2)
+    for picture in pictures(client.post(path, json=body)):
+        assert picture.shape == (size[1], size[0], 3)
+        kept = np.asarray(mask) == 0
+        assert np.array_equal(picture[kept], np.asarray(image)[kept])
+        assert not np.array_equal(picture[~kept], np.asarray(image)[~kept])
+
+
+def test_strength_zero_gives_the_picture_back_bit_by_bit(client):
+    image = noise(19, 17)
+    answer = client.post(AND, json=ask(image=encoded(image), strength=0))
+    (picture,) = pictures(answer)
+    assert np.array_equal(picture, np.asarray(image))
+    (told,) = answer.json()["images"]
+    assert set(told["log_density"].values()) == {None}
+    assert answer.json()["timings"]["steps"] == 0
+
+
+def test_strength_one_without_a_mask_is_text_to_image(client):
+    (with_image,) = pictures(client.post(AND, json=ask(image=encoded(noise(16, 16)), strength=1)))
+    (without,) = pictures(client.post(AND, json=ask()))
+    assert np.abs(with_image - without).max() <= 1
+
+
+def test_an_image_alone_is_kept_in_part(client):
+    answer = client.post(AND, json=ask(image=encoded(noise(16, 16))))
+    assert answer.json()["timings"]["steps"] == 3
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad", "stretch"])
+def test_the_answer_has_the_size_asked_for(client, fit):
+    body = ask(image=encoded(noise(30, 11)), width=21, height=18, fit=fit, strength=0.5)
+    (picture,) = pictures(client.post(OR, json=body))
+    assert picture.shape == (18, 21, 3)
+
+
+def test_a_model_of_one_size_takes_any_picture(client):
+    body = {"components": [{"prompt": "", "model": "pixels"}], "guidance_scale": 1, "steps": 2}
+    (picture,) = pictures(client.post(OR, json=body | {"image": encoded(noise(20, 30))}))
+    assert picture.shape == (8, 8, 3)
+    problem = refused(client.post(OR, json=body | {"image": encoded(noise(8, 8)), "width": 16}), 422)
+    assert problem["errors"][0]["pointer"] == "#/width"
+
+
+def test_previews_of_a_painting_job_come_too(client):
+    body = ask(image=encoded(noise(16, 16)), mask=encoded(half(16, 16)), preview_every=2)
+    told = client.post(AND, json=body, headers={"Accept": "text/event-stream"}).text
+    assert "event: preview" in told
+    assert "event: completed" in told
+
+
+@pytest.mark.parametrize(
+    ("given", "pointer", "told"),
+    [
+        ({"image": "http://example.com/a.png"}, "#/image", "addresses are not fetched"),
+        ({"image": "no base64!"}, "#/image", "is not base64"),
+        ({"image": base64.b64encode(b"text").decode()}, "#/image", "is none of PNG"),
+        ({"image": encoded(noise(65, 64))}, "#/image", "65×64 pixels; this service allows 4096"),
+        ({"image": encoded(noise(32, 32))[:400]}, "#/image", "cannot be read"),
+        ({"image": encoded(noise(8, 8)), "mask": "?"}, "#/mask", "is not base64"),
+        ({"mask": encoded(half(16, 16))}, "#/mask", "a mask needs an image"),
+        ({"strength": 0.5}, "#/strength", "needs an image to begin from"),
+        ({"strength": 1.5}, "#/strength", "less than or equal to 1"),
+        ({"image": encoded(noise(60, 60)), "num_images": 2}, "#/num_images", "width × height × num_images is 7200"),
+        ({"image": encoded(noise(8, 8)), "fit": "squeeze"}, "#/fit", "'crop', 'pad' or 'stretch'"),
+    ],
+)
+def test_a_picture_that_cannot_be_used_is_refused_by_its_field(client, given, pointer, told):
+    problem = refused(client.post(AND, json=ask(**given)), 422)
+    assert [error["pointer"] for error in problem["errors"]] == [pointer]
+    assert told in problem["errors"][0]["detail"]
+
+
+def test_a_density_explains_a_picture(client):
+    body = {"image": encoded(noise(16, 16)), "components": COMPONENTS, "steps": 6, "seed": 1, "draws": 3}
+    answer = client.post(DENSITY, json=body)
+    assert answer.status_code == 200, answer.text
+    told = answer.json()
+    assert told["components"] == list(told["explanations"]) == ["a red circle @one", "a blue star @two"]
+    assert told["numbers"] == 4 * 8 * 8
+    assert sum(e["posterior"] for e in told["explanations"].values()) == pytest.approx(1)
+    assert all(e["standard_error"] > 0 for e in told["explanations"].values())
+    assert client.post(DENSITY, json=body).json()["explanations"] == told["explanations"]
+    single = client.post(DENSITY, json=body | {"draws": 1}).json()["explanations"]
+    assert all(e["standard_error"] is None for e in single.values())
+
+
+def test_prior_odds_shift_the_posterior_by_what_they_say():
+    densities = np.array([[-10.0, -11.0], [-12.0, -13.0]])
+    even, shifted = (explain(["a", "b"], densities, np.array([0.0, bias])) for bias in (0.0, 1.0))
+    assert even["a"].posterior == pytest.approx(1 / (1 + np.exp(-1)))
+    assert shifted["a"].posterior == pytest.approx(0.5)
+    assert even["a"].log_density == -11
+    assert even["a"].standard_error == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("given", "pointer"),
+    [
+        ({"image": "?"}, "#/image"),
+        ({"draws": 0}, "#/draws"),
+        ({"guidance_scale": 2}, "#/guidance_scale"),
+        ({"kernel": "deterministic"}, "#/kernel"),
+    ],
+)
+def test_a_density_that_makes_no_sense_is_refused(client, given, pointer):
+    body = {"image": encoded(noise(16, 16)), "components": COMPONENTS, "steps": 2} | given
+    problem = refused(client.post(DENSITY, json=body), 422)
+    assert problem["errors"][0]["pointer"] == pointer
+
+
+def test_pictures_are_read_as_people_send_them():
+    image = noise(6, 4)
+    for text in (encoded(image), f"data:image/png;base64,{encoded(image)}"):
+        assert np.array_equal(np.asarray(decode_picture(text, "image", 100)), np.asarray(image))
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    assert decode_picture(encoded(image, "jpeg", exif=turned), "image", 100).size == (4, 6)
+    with pytest.raises(InvalidInputError, match="6×4 pixels; this service allows 23"):
+        decode_picture(encoded(image), "image", 23)
+
+
+def test_transparent_pixels_become_white():
+    clear = Image.new("RGBA", (4, 4), (0, 0, 0, 0))
+    source = prepare_source(clear, None, (4, 4), (4, 4), "crop", 0)
+    assert (source.pixels == 255).all()
+
+
+def test_the_picture_grows_to_what_the_models_can_draw():
+    class Card:
+        def __init__(self, multiple):
+            self.multiple = multiple
+
+    assert sampled_size((17, 8), [Card(8), Card(12)]) == (24, 24)
+    assert sampled_size((17, 8), [Card(0)]) == (17, 8)
+    image = noise(5, 3)
+    source = prepare_source(image, half(5, 3), (5, 3), (8, 4), "crop", 0)
+    assert source.pixels.shape == (4, 8, 3)
+    assert np.array_equal(source.pixels[:3, :5], np.asarray(image))
+    assert np.array_equal(source.pixels[3, 7], np.asarray(image)[2, 4])
+    assert (source.width, source.height) == (5, 3)
+
+
+def test_painting_blends_in_inside_of_the_mask_alone():
+    mask = np.zeros((32, 32), np.float32)
+    mask[:, 16:] = 1
+    blend = blend_of(mask, 6)
+    assert (blend[:, :16] == 0).all()
+    assert (np.diff(blend[16, 16:]) >= 0).all()
+    assert blend[16, 16] < 0.3
+    assert (blend[:, 24:] > 0.98).all()
+    assert np.array_equal(blend_of(mask, 0), mask)
