@@ -35,6 +35,7 @@ bench: setup
 	$(BIN)/python -m benchmarks.sampler
 	$(BIN)/python -m benchmarks.engine
 	$(BIN)/python -m benchmarks.memory
+	$(BIN)/python -m benchmarks.models
 	$(BIN)/python -m benchmarks.http
 	$(BIN)/python -m benchmarks.startup
 

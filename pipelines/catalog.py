@@ -5,9 +5,10 @@ A catalogue is a TOML file of ``[models.NAME]`` tables; what may stand in one, :
     [memory]
     budget_gib = 20        # models beyond are unloaded, the longest unused first
     idle_s = 600           # a model that was not used for so long is unloaded
+    offload = true         # what is unloaded from an accelerator waits in the machine's memory
 
 Without it models stay. A model that a request holds, or that says ``keep = true``, is never unloaded; one that was
-unloaded is loaded again when it is next wanted.
+unloaded is loaded again when it is next wanted, or copied back.
 """
 
 import gc
@@ -51,10 +52,12 @@ class MemoryPolicy:
     Attributes:
         budget: Bytes that all models' weights may take together.
         idle_s: Seconds after which an unused model goes.
+        offload: Whether models go from an accelerator to the machine's memory instead of being forgotten.
     """
 
     budget: float = math.inf
     idle_s: float = math.inf
+    offload: bool = False
 
     @classmethod
     def parse(cls, table: object) -> Self:
@@ -62,21 +65,32 @@ class MemoryPolicy:
         if not isinstance(table, dict):
             raise CatalogError("memory: must be a table")
         for key, value in table.items():
-            if key not in {"budget_gib", "idle_s"}:
-                raise CatalogError(f"memory.{key}: there is no such key; allowed are budget_gib, idle_s")
-            if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+            if key not in {"budget_gib", "idle_s", "offload"}:
+                raise CatalogError(f"memory.{key}: there is no such key; allowed are budget_gib, idle_s, offload")
+            if key == "offload":
+                if not isinstance(value, bool):
+                    raise CatalogError(f"memory.{key}: {value!r} is not allowed; it must be true or false")
+            elif isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
                 raise CatalogError(f"memory.{key}: {value!r} is not allowed; it must be a number above 0")
-        return cls(table.get("budget_gib", math.inf) * 2**30, table.get("idle_s", math.inf))
+        return cls(
+            table.get("budget_gib", math.inf) * 2**30, table.get("idle_s", math.inf), table.get("offload", False)
+        )
 
 
 @dataclass(slots=True)
 class _Slot:
-    """Where one model is kept, how many requests hold it, and when it was last used."""
+    """Where one model is kept, how many requests hold it, when it was last used, whether it is off its device."""
 
     entry: Entry
     model: Model | None = None
     holders: int = 0
     used: float = 0.0
+    away: bool = False
+
+    @property
+    def present(self) -> Model | None:
+        """The model if it is where it computes."""
+        return None if self.away else self.model
 
 
 _STAY: Final = MemoryPolicy()
@@ -154,8 +168,8 @@ class Catalog:
         return _fetched(self.entry(name))
 
     def loaded(self, name: str) -> Model | None:
-        """The model if it is loaded."""
-        return self._slot(name).model
+        """The model if it is loaded and where it computes."""
+        return self._slot(name).present
 
     def defaults(self, name: str) -> Defaults:
         """What a request to the model gets that does not say; the model is loaded if it was not."""
@@ -166,15 +180,18 @@ class Catalog:
         return Defaults(entry.steps, guidance, entry.kernel)
 
     def get(self, name: str) -> Model:
-        """The model, loaded now if it was not; :class:`ModelLoadError` where it cannot be."""
+        """The model, loaded or brought back now if it was not there; :class:`ModelLoadError` where it cannot be."""
         slot = self._slot(name)
-        model = slot.model
+        model = slot.present
         if model is None:
             with _LOADING:
                 if slot.model is None:
                     slot.model = self._load(slot.entry)
                 model = slot.model
             with self._lock:
+                if slot.away:
+                    _move(model, self._device_of(slot.entry))
+                    slot.away = False
                 slot.used = self._clock()
             self._unload_beyond_budget(slot)
         return model
@@ -202,27 +219,38 @@ class Catalog:
 
     def _unload_beyond_budget(self, newcomer: "_Slot | None" = None) -> None:
         with self._lock:
-            taken = sum(slot.model.card.memory for slot in self._slots.values() if slot.model is not None)
+            taken = sum(slot.present.card.memory for slot in self._slots.values() if slot.present is not None)
             gone = []
             for slot in self._unused():
-                if slot is not newcomer and slot.model is not None and taken > self._policy.budget:
-                    taken -= slot.model.card.memory
+                if slot is not newcomer and slot.present is not None and taken > self._policy.budget:
+                    taken -= slot.present.card.memory
                     gone.append(slot)
             self._drop(gone)
 
     def _unused(self) -> list["_Slot"]:
         """The loaded models that may be unloaded, longest unused first."""
-        free = [s for s in self._slots.values() if s.model is not None and not s.holders and not s.entry.keep]
+        free = [s for s in self._slots.values() if s.present is not None and not s.holders and not s.entry.keep]
         return sorted(free, key=lambda slot: slot.used)
 
     def _drop(self, slots: Sequence["_Slot"]) -> list[str]:
         for slot in slots:
-            slot.model = None
+            if self._policy.offload and slot.model is not None and self._device_of(slot.entry).type != "cpu":
+                _move(slot.model, torch.device("cpu"))
+                slot.away = True
+            else:
+                slot.model = None
+        for slot in self._slots.values() if any(s.away for s in slots) else ():
+            # What a model that went shares with one that stayed has gone with it.
+            if slot.present is not None:
+                _move(slot.present, self._device_of(slot.entry))
         if slots:
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
         return [slot.entry.name for slot in slots]
+
+    def _device_of(self, entry: Entry) -> torch.device:
+        return torch.device(entry.device or self._device)
 
     def _slot(self, name: str) -> _Slot:
         try:
@@ -237,7 +265,7 @@ class Catalog:
             family = _family_of(source) if entry.family is None else entry.family
             kind = FAMILIES[family]
             module = importlib.import_module(f"pipelines.families.{kind.module or family}")
-            device = torch.device(entry.device or self._device)
+            device = self._device_of(entry)
             options = LoadOptions(entry.loras, entry.config, entry.space, entry.tiling, entry.clip_skip, self._parts)
             model: Model = getattr(module, kind.model).load(source, device, DTYPES[entry.dtype], options)
         except ModelLoadError as error:
@@ -247,6 +275,11 @@ class Catalog:
             # operator's to mend, and never the fault of the request that happened to be first.
             raise ModelLoadError(f"{entry.name}: cannot be loaded: {_first_line(error, entry.source)}") from error
         return model
+
+
+def _move(model: Model, device: torch.device) -> None:
+    for network in model.networks:
+        network.to(device)
 
 
 def _fetched(entry: Entry) -> Path:

@@ -192,6 +192,11 @@ class Model(Denoiser, Conditioner, Codec, Protocol):
         """Where it computes."""
         ...
 
+    @property
+    def networks(self) -> Sequence[torch.nn.Module]:
+        """All that holds its weights."""
+        ...
+
 
 def check_size(width: int, height: int, multiple: int) -> None:
     """Refuse a picture size that is not a positive multiple of ``multiple``."""

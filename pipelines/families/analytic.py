@@ -121,6 +121,11 @@ class AnalyticModel:
         """Always the CPU."""
         return torch.device("cpu")
 
+    @property
+    def networks(self) -> Sequence[torch.nn.Module]:
+        """None: it is a formula."""
+        return ()
+
     def encode_prompts(self, texts: Sequence[str], adapters: Mapping[str, float] | None = None) -> Condition:
         """The index of each prompt's density; :class:`InvalidInputError` for a prompt that it does not know."""
         for text in texts:

@@ -105,6 +105,11 @@ class LatentModel(ABC):
         return next(self._network.parameters()).device
 
     @property
+    def networks(self) -> Sequence[torch.nn.Module]:
+        """The network, the autoencoder and the text encoders."""
+        return [self._network, self._codec.vae, *self._encoders]
+
+    @property
     def _dtype(self) -> torch.dtype:
         return next(self._network.parameters()).dtype
 

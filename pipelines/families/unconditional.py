@@ -80,6 +80,11 @@ class Unconditional:
         """Where it computes."""
         return torch.device(self._unet.device)
 
+    @property
+    def networks(self) -> Sequence[torch.nn.Module]:
+        """The U-Net."""
+        return [self._unet]
+
     def encode_prompts(self, texts: Sequence[str], adapters: Mapping[str, float] | None = None) -> Condition:
         """Nothing: it takes no condition; :class:`InvalidInputError` for a text that is not empty."""
         if any(texts):

@@ -1,17 +1,23 @@
 import json
+import sys
 import threading
 import weakref
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from pipelines.catalog import Catalog, Defaults, MemoryPolicy
-from pipelines.entry import BUILTIN_FOLDER, BUILTIN_MODELS, Entry
+from pipelines.composition import Prompt
+from pipelines.entry import BUILTIN_FOLDER, BUILTIN_MODELS, FAMILIES, Entry, Family
 from pipelines.errors import CatalogError, ModelLoadError, UnknownModelError
 from pipelines.families.stable_diffusion import StableDiffusion
 from pipelines.families.unconditional import Unconditional
 from pipelines.kernel import Kernel
+from pipelines.params import SamplingParams
+from pipelines.sampler import sample
 from tests.pipelines.families import tiny
 
 NAMES = ("one", "two", "three")
@@ -258,11 +264,85 @@ def test_unloading_returns_the_memory(tmp_path):
     assert network() is None
 
 
+class Whereabouts(torch.nn.Module):
+    """Weights that say where they were last sent."""
+
+    def __init__(self):
+        super().__init__()
+        self.at = "cuda"
+
+    def to(self, device):
+        self.at = device.type
+        return self
+
+
+class Movable(SimpleNamespace):
+    """A model of one network of its own and one that all share."""
+
+    shared = Whereabouts()
+
+    @classmethod
+    def load(cls, *_):
+        return cls(networks=[Whereabouts(), cls.shared], card=SimpleNamespace(memory=10))
+
+
+@pytest.fixture
+def movable(monkeypatch):
+    monkeypatch.setitem(FAMILIES, "movable", Family("None", "Movable"))
+    monkeypatch.setitem(sys.modules, "pipelines.families.movable", sys.modules[__name__])
+    Movable.shared.at = "cuda"
+    return [Entry(name, Path(name), "movable", device="cuda") for name in NAMES[:2]]
+
+
+def places(catalog):
+    return {name: [n.at for n in catalog._slots[name].model.networks] for name in catalog.names}
+
+
+def test_offloaded_models_wait_on_the_cpu_and_come_back(movable):
+    catalog = Catalog(movable, "cpu", MemoryPolicy(budget=15, offload=True), clock := Clock())
+    one = catalog.get("one")
+    clock.now = 1
+    catalog.get("two")
+    assert held(catalog) == ["two"]
+    # What both share stays with the one that stays.
+    assert places(catalog) == {"one": ["cpu", "cuda"], "two": ["cuda", "cuda"]}
+    clock.now = 2
+    assert catalog.get("one") is one
+    assert held(catalog) == ["one"]
+    assert places(catalog) == {"one": ["cuda", "cuda"], "two": ["cpu", "cuda"]}
+    catalog.hold(["one"])
+    catalog.get("two")
+    assert held(catalog) == ["one", "two"]
+
+
+def test_what_computes_on_the_cpu_is_unloaded_not_moved(three):
+    catalog = Catalog(three, "cpu", MemoryPolicy(idle_s=1, offload=True), clock := Clock())
+    network = weakref.ref(catalog.get("one")._unet)
+    clock.now = 2
+    assert catalog.unload_idle() == ["one"]
+    assert network() is None
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_an_offloaded_model_draws_the_same(three):
+    catalog = Catalog(three[:1], "cuda", MemoryPolicy(idle_s=1, offload=True), clock := Clock())
+    params = SamplingParams(steps=2, seed=0)
+
+    def drawn():
+        return sample(Prompt("a red circle", "one"), params, {"one": catalog.get("one")}).z
+
+    before = drawn()
+    clock.now = 2
+    assert catalog.unload_idle() == ["one"]
+    assert torch.equal(drawn(), before)
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("[memory]\nbudget = 3", "memory.budget: there is no such key; allowed are budget_gib, idle_s"),
+        ("[memory]\nbudget = 3", "memory.budget: there is no such key; allowed are budget_gib, idle_s, offload"),
         ("[memory]\nbudget_gib = 0", "memory.budget_gib: 0 is not allowed; it must be a number above 0"),
+        ("[memory]\noffload = 1", "memory.offload: 1 is not allowed; it must be true or false"),
         ('[memory]\nidle_s = "long"', "memory.idle_s: 'long' is not allowed"),
     ],
 )
