@@ -4,6 +4,7 @@ Side by side, in pictures a second, decoding included everywhere but in the limi
 
     one by one   the way of the published scripts: one request after another, a forward a component and step
     diffusers    StableDiffusionPipeline, one prompt a call: two rows a step where the composition needs three
+    plain loop   one request through `sample`: one batched forward a step, and no engine
     engine(n)    n requests at once
     raw          the same rows through the network at the best batch size, and nothing else: the limit
 
@@ -15,7 +16,9 @@ twice what strict first come, first served would have made it wait.
 import random
 import statistics
 import time
+from collections.abc import Callable
 from concurrent.futures import wait
+from functools import partial
 
 import torch
 from diffusers import EulerAncestralDiscreteScheduler, StableDiffusionPipeline
@@ -28,6 +31,7 @@ from pipelines.entry import BUILTIN_FOLDER
 from pipelines.layout import lay_out
 from pipelines.model import Model
 from pipelines.params import SamplingParams
+from pipelines.sampler import sample
 from service.engine.engine import Engine
 from service.engine.executor import Executor
 from service.engine.job import Job
@@ -51,15 +55,17 @@ def serve(engine: Engine, count: int) -> None:
     wait([engine.submit(EXPRESSION, request(seed)).result for seed in range(count)])
 
 
+@torch.inference_mode()
 def raw(model: Model, rows: int, batch: int) -> float:
-    """Seconds for ``rows`` network rows in forwards of ``batch``."""
-    z = torch.randn(batch, *model.sample_shape(64, 64))
-    sigma = torch.ones(batch, dtype=torch.float64)
+    """Seconds for ``rows`` rows of the bare network in forwards of ``batch``."""
+    network = model.networks[0]
+    x = torch.randn(batch, *model.sample_shape(64, 64))
+    timesteps = torch.full((batch,), 500.0)
     condition = expanded(model.encode_prompts([""]), batch)
-    model.denoised(z, sigma, condition)
+    network(x, timesteps, **condition)
     start = time.perf_counter()
     for _ in range(max(1, rows // batch)):
-        model.denoised(z, sigma, condition)
+        network(x, timesteps, **condition)
     return (time.perf_counter() - start) * rows / (batch * max(1, rows // batch))
 
 
@@ -73,13 +79,14 @@ def uniform(repeats: int) -> tuple[str, dict[str, float]]:
     pipeline.scheduler = EulerAncestralDiscreteScheduler.from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
     with Engine(Executor(catalog, forward_rows=LIMITS.running_rows), LIMITS) as engine:
-        ways = {
+        ways: dict[str, Callable[[], object]] = {
             "one by one": lambda: model.decode(one_by_one(model, request(0))),
             "diffusers, one prompt": lambda: pipeline(
                 PROMPTS[0], num_inference_steps=STEPS, guidance_scale=GUIDANCE, width=64, height=64
             ),
-            **{f"engine({n})": lambda n=n: serve(engine, n) for n in CROWDS},
-            **{f"raw({b})": lambda b=b: raw(model, 3 * STEPS * 16, b) for b in BATCHES},
+            "plain loop": lambda: model.decode(sample(EXPRESSION, request(0), {"shapes": model}).z),
+            **{f"engine({n})": partial(serve, engine, n) for n in CROWDS},
+            **{f"raw({b})": partial(raw, model, 3 * STEPS * 16, b) for b in BATCHES},
         }
         seconds = medians(interleaved(ways, repeats))
     pictures = dict.fromkeys(ways, 1) | {f"engine({n})": n for n in CROWDS} | {f"raw({b})": 16 for b in BATCHES}
@@ -89,12 +96,15 @@ def uniform(repeats: int) -> tuple[str, dict[str, float]]:
         [name, f"{value:.2f}", f"{value / speed['one by one']:.2f}×", f"{value / best:.2f}"]
         for name, value in speed.items()
     ]
-    return table(["way", "pictures/s", "against one by one", "share of the limit"], rows), speed
+    latency = seconds["engine(1)"] / seconds["plain loop"]
+    text = table(["way", "pictures/s", "against one by one", "share of the limit"], rows)
+    return f"{text}\n\nlatency of engine(1) against the plain loop: {latency:.3f}", speed
 
 
 def a_crowd(rng: random.Random) -> list[tuple[float, Expression, SamplingParams]]:
     """Requests with their arrival times in seconds."""
-    crowd, now = [], 0.0
+    crowd: list[tuple[float, Expression, SamplingParams]] = []
+    now = 0.0
     for seed in range(MIXED):
         terms = tuple(
             Prompt(rng.choice(WORDS), rng.choice(("shapes", "shapes-round"))) for _ in range(rng.randint(1, 5))

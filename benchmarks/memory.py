@@ -18,7 +18,7 @@ ROUNDS = 8
 def resident() -> float:
     """Resident memory of this process in MB."""
     gc.collect()
-    return psutil.Process().memory_info().rss / 2**20
+    return float(psutil.Process().memory_info().rss) / 2**20
 
 
 def main() -> None:

@@ -34,8 +34,9 @@ def expanded(condition: Condition, rows: int) -> Condition:
 def one_by_one(model: Model, params: SamplingParams) -> torch.Tensor:
     """Proposition 6 for M = 2 with guidance, written as a script would: three forwards a step."""
     conditions = [expanded(model.encode_prompts([text]), params.num_images) for text in (*PROMPTS, "")]
-    schedule = make_schedule(params, [model])
-    source = NoiseSource(params, model.sample_shape(model.card.width, model.card.height))
+    shape = model.sample_shape(model.card.width, model.card.height)
+    schedule = make_schedule(params, [model], shape)
+    source = NoiseSource(params, shape)
     z = source.draw() * float(schedule.sigmas[0])
     for index in range(STEPS):
         sigma, h, v = schedule.at(index)

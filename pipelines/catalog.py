@@ -104,6 +104,8 @@ class Catalog:
         device: Where models compute whose entry does not say; None for the first CUDA device, else the CPU.
         policy: When models are unloaded.
         clock: The monotonic clock.
+        fast: Whether models whose entry does not say compute in bfloat16, where the processor has it, and channels
+            last.
     """
 
     def __init__(
@@ -112,8 +114,10 @@ class Catalog:
         device: str | None = None,
         policy: MemoryPolicy = _STAY,
         clock: Callable[[], float] = time.monotonic,
+        *,
+        fast: bool = False,
     ) -> None:
-        self._policy, self._clock = policy, clock
+        self._policy, self._clock, self._fast = policy, clock, fast
         self._lock = threading.Lock()
         self._slots = {entry.name: _Slot(entry) for entry in entries}
         self._device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -121,12 +125,12 @@ class Catalog:
         self._parts: WeakValueDictionary[Hashable, Any] = WeakValueDictionary()
 
     @classmethod
-    def builtin(cls, device: str | None = None) -> Self:
+    def builtin(cls, device: str | None = None, *, fast: bool = False) -> Self:
         """The models that ship with the product."""
-        return cls((Entry(name, BUILTIN_FOLDER / name) for name in BUILTIN_MODELS), device)
+        return cls((Entry(name, BUILTIN_FOLDER / name) for name in BUILTIN_MODELS), device, fast=fast)
 
     @classmethod
-    def read(cls, path: Path, device: str | None = None) -> Self:
+    def read(cls, path: Path, device: str | None = None, *, fast: bool = False) -> Self:
         """Read a catalogue file; :class:`CatalogError` names the key at fault."""
         try:
             data = tomllib.loads(path.read_text())
@@ -144,7 +148,7 @@ class Catalog:
             if not isinstance(table, dict):
                 raise CatalogError(f"models.{name}: must be a table")
         entries = [Entry.parse(name, table, path.parent) for name, table in models.items()]
-        return cls(entries, device, MemoryPolicy.parse(data.get("memory", {})))
+        return cls(entries, device, MemoryPolicy.parse(data.get("memory", {})), fast=fast)
 
     @classmethod
     def of(cls, models: Mapping[str, Model]) -> Self:
@@ -162,6 +166,13 @@ class Catalog:
     def entry(self, name: str) -> Entry:
         """The entry of a name; :class:`UnknownModelError` where there is none."""
         return self._slot(name).entry
+
+    def dtype(self, name: str) -> str:
+        """The name of the type that a model computes in."""
+        entry = self.entry(name)
+        if entry.dtype is not None:
+            return entry.dtype
+        return "bfloat16" if self._fast and _has_bfloat16(self._device_of(entry)) else "float32"
 
     def source(self, name: str) -> Path:
         """Where a model's files are; taken from the hub now if they are to come from there."""
@@ -266,8 +277,20 @@ class Catalog:
             kind = FAMILIES[family]
             module = importlib.import_module(f"pipelines.families.{kind.module or family}")
             device = self._device_of(entry)
-            options = LoadOptions(entry.loras, entry.config, entry.space, entry.tiling, entry.clip_skip, self._parts)
-            model: Model = getattr(module, kind.model).load(source, device, DTYPES[entry.dtype], options)
+            options = LoadOptions(
+                loras=entry.loras,
+                config=entry.config,
+                space=entry.space,
+                tiling=entry.tiling,
+                clip_skip=entry.clip_skip,
+                channels_last=self._fast if entry.channels_last is None else entry.channels_last,
+                compile=entry.compile,
+                parts=self._parts,
+            )
+            dtype = DTYPES[self.dtype(entry.name)]
+            model: Model = getattr(module, kind.model).load(source, device, dtype, options)
+            if entry.compile:
+                _compile_now(model)
         except ModelLoadError as error:
             raise ModelLoadError(f"{entry.name}: {error}") from error
         except Exception as error:
@@ -275,6 +298,29 @@ class Catalog:
             # operator's to mend, and never the fault of the request that happened to be first.
             raise ModelLoadError(f"{entry.name}: cannot be loaded: {_first_line(error, entry.source)}") from error
         return model
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    """Whether a device computes faster in bfloat16; a processor without instructions for it is slower."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported())
+    return device.type == "cpu" and bool(torch.cpu.get_capabilities().get("avx512_bf16"))
+
+
+def _compile_now(model: Model) -> None:
+    """Draw two pictures in one step, so that no request waits for the compiler.
+
+    Wider than high: what is of one size when it is compiled would be compiled for one size.
+    """
+    from pipelines.composition import Prompt
+    from pipelines.params import SamplingParams
+    from pipelines.sampler import sample
+
+    card = model.card
+    params = SamplingParams(
+        steps=1, guidance_scale=1.0, num_images=2, width=card.width + card.multiple, height=card.height
+    )
+    sample(Prompt("", "it"), params, {"it": model})
 
 
 def _move(model: Model, device: torch.device) -> None:

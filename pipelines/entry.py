@@ -12,6 +12,8 @@
 | loras | a table of LoRAs: NAME = a .safetensors file, relative to the catalogue |
 | keep | true for a model that is never unloaded |
 | clip_skip | how many of CLIP's last layers are left out; 1 is what some programs call "clip skip 2" |
+| channels_last | the network's weights are laid out channels last: faster on most machines, float32 rounding differs |
+| compile | the network is compiled when it is loaded (minutes, and a C++ compiler); not together with loras |
 | tiling | decode and encode in tiles, for large pictures in little memory |
 """
 
@@ -72,7 +74,7 @@ class Entry:
         name: What requests call it.
         source: Its folder or its .safetensors file; where ``hub`` is given, nothing yet.
         family: Its family; None to read it from the folder.
-        dtype: Name of the type to compute in.
+        dtype: Name of the type to compute in; None for the catalogue's default.
         device: Where to compute; None for the catalogue's default.
         steps: How many a request gets that does not say.
         guidance_scale: Likewise; None for what suits the model's kind of guidance.
@@ -82,6 +84,8 @@ class Entry:
         hub: OWNER/NAME of a repository to take it from; empty for none.
         revision: Which state of the repository; None for its main branch.
         config: The diffusers folder that a .safetensors file goes with; None to let diffusers look for it.
+        channels_last: Whether the network's weights are laid out channels last; None for the catalogue's default.
+        compile: Whether the network is compiled.
         tiling: Whether pictures are decoded and encoded in tiles.
         clip_skip: How many of CLIP's last layers are left out.
         keep: Whether it is never unloaded.
@@ -90,7 +94,7 @@ class Entry:
     name: str
     source: Path
     family: str | None = None
-    dtype: str = "float32"
+    dtype: str | None = None
     device: str | None = None
     steps: int = _STEPS
     guidance_scale: float | None = None
@@ -100,6 +104,8 @@ class Entry:
     hub: str = ""
     revision: str | None = None
     config: Path | None = None
+    channels_last: bool | None = None
+    compile: bool = False
     tiling: bool = False
     clip_skip: int = 0
     keep: bool = False
@@ -125,6 +131,8 @@ class Entry:
             given["kernel"] = Kernel(given["kernel"])
         if given["source"].suffix == SINGLE_FILE and "family" not in given:
             raise CatalogError(f"models.{name}.family: a {SINGLE_FILE} file does not say its own; name it")
+        if given.get("compile") and given.get("loras"):
+            raise CatalogError(f"models.{name}.compile: not together with loras; what is worn would be compiled in")
         return cls(name, **given)
 
 
@@ -178,6 +186,8 @@ _KEYS: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {
     "revision": (_is_text, "a branch, a tag or a commit"),
     "config": (_is_text, "a diffusers folder"),
     "clip_skip": (_is_number(0, _MAX_SKIPPED, int), f"a whole number from 0 to {_MAX_SKIPPED}"),
+    "channels_last": (_is_yes_or_no, "true or false"),
+    "compile": (_is_yes_or_no, "true or false"),
     "tiling": (_is_yes_or_no, "true or false"),
     "keep": (_is_yes_or_no, "true or false"),
 }

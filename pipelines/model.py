@@ -101,6 +101,8 @@ class LoadOptions:
         space: The name of the data space that it is said to be of; empty for its autoencoder's own.
         tiling: Whether pictures are decoded and encoded in tiles.
         clip_skip: How many of CLIP's last layers are left out.
+        channels_last: Whether the network's weights are laid out channels last.
+        compile: Whether the network is compiled.
         parts: Networks that are loaded already, by what they were read from; models that share files share these.
     """
 
@@ -109,6 +111,8 @@ class LoadOptions:
     space: str = ""
     tiling: bool = False
     clip_skip: int = 0
+    channels_last: bool = False
+    compile: bool = False
     parts: MutableMapping[Hashable, Any] = field(default_factory=dict, compare=False, repr=False)
 
 

@@ -43,8 +43,8 @@ def create_app(
     """
     settings = settings or Settings()
     if catalog is None:
-        read = settings.catalog
-        catalog = Catalog.read(read, settings.device) if read else Catalog.builtin(settings.device)
+        read, device, fast = settings.catalog, settings.device, settings.fast
+        catalog = Catalog.read(read, device, fast=fast) if read else Catalog.builtin(device, fast=fast)
     if engine is None:
         engine = build_engine(settings, catalog)
     services = Services(settings, catalog, engine, Registry(settings.keep_s, settings.keep_bytes))

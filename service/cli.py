@@ -32,6 +32,9 @@ def serve(
     port: Annotated[int | None, typer.Option(help="Port to listen on.  [SUPERDIFF_PORT]", min=0, max=65535)] = None,
     catalog: CatalogOption = None,
     device: DeviceOption = None,
+    fast: Annotated[
+        bool | None, typer.Option("--fast", help="bfloat16 and channels last; pictures differ a little.")
+    ] = None,
 ) -> None:
     """Start the service. What is not given here is read from SUPERDIFF_* in the environment."""
     import uvicorn
@@ -39,7 +42,7 @@ def serve(
     from service.app import create_app
     from service.services import Services
 
-    given = {"host": host, "port": port, "catalog": catalog, "device": device}
+    given = {"host": host, "port": port, "catalog": catalog, "device": device, "fast": fast}
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     with told():

@@ -20,7 +20,8 @@ def open_catalog(path: Path | None, device: str | None) -> Catalog:
     """The catalogue that the command line or the environment names, else the builtin models."""
     settings = read_settings()
     path, device = path or settings.catalog, device or settings.device
-    return Catalog.read(path, device) if path else Catalog.builtin(device)
+    fast = settings.fast
+    return Catalog.read(path, device, fast=fast) if path else Catalog.builtin(device, fast=fast)
 
 
 def read_settings(**given: Any) -> Settings:

@@ -34,7 +34,7 @@ def list_models(catalog: CatalogOption = None) -> None:
             entry = held.entry(name)
             source = f"hub:{entry.hub}" if entry.hub else entry.source
             worn = f", LoRAs {', '.join(entry.loras)}" if entry.loras else ""
-            typer.echo(f"{name}: {source}, {entry.family or 'family as its folder says'}, {entry.dtype}{worn}")
+            typer.echo(f"{name}: {source}, {entry.family or 'family as its folder says'}, {held.dtype(name)}{worn}")
 
 
 @models_app.command("check")

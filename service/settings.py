@@ -16,6 +16,7 @@ class Settings(BaseSettings):
     port: Annotated[int, Field(ge=0, le=65535, description="Port to listen on; 0 for any free one.")] = 8000
     catalog: Annotated[Path | None, Field(description="Catalogue file; none for the models that ship.")] = None
     device: Annotated[str | None, Field(description="Where to compute: cpu, cuda, cuda:1 …; none to choose.")] = None
+    fast: Annotated[bool, Field(description="bfloat16 and channels last where a model's entry does not say.")] = False
     preload: Annotated[bool, Field(description="Load every model at start, before /readyz turns green.")] = True
     waiting_jobs: Annotated[int, Field(ge=1, description="Jobs that may wait; further ones are refused.")] = 256
     waiting_rows: Annotated[int, Field(ge=1, description="Network rows that may wait, all jobs together.")] = 8192

@@ -3,7 +3,8 @@
 Five stages, each resumable: the autoencoder on endless scenes; the latents of a fixed set of scenes; the `shapes`
 denoiser together with the text encoder; then `shapes-round` and `shapes-sharp` from scratch on disjoint halves of the
 shapes, over the same frozen autoencoder and text encoder; last, each model's denoising error m(σ) on new scenes, for
-the calibrated kernel. About two hours on two CPU cores.
+the calibrated kernel. With ``--further`` denoisers are trained on from an earlier run's. How the models that ship came
+about, with times, their card tells.
 
 The denoisers predict v (Salimans & Ho, *Progressive Distillation for Fast Sampling of Diffusion Models*, ICLR 2022) on
 Stable Diffusion's schedule, with the plain mean squared error in v.
@@ -49,12 +50,12 @@ _PREFIXES: Final = ("a photo of", "a picture of", "an image of", "a drawing of",
 _AUTOENCODER: Final = Plan(steps=3_600, batch=32, learning_rate=2e-3, ema_decay=0.99)
 _SHAPES: Final = Plan(steps=14_000, batch=64, learning_rate=8e-4)
 _HALF: Final = Plan(steps=9_000, batch=32, learning_rate=1.6e-3)
-_FURTHER: Final = Plan(steps=4_000, batch=32, learning_rate=5e-4)
+_FURTHER: Final = Plan(steps=6_000, batch=32, learning_rate=8e-4)
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Sizes of a run: each stage's plan, and `shapes`' when it is trained further; scenes of each model."""
+    """Sizes of a run: each stage's plan, and that of training a denoiser further; scenes of each model."""
 
     autoencoder: Plan = _AUTOENCODER
     shapes: Plan = _SHAPES
@@ -218,7 +219,7 @@ def train_denoiser(
 
     It starts from the weights of the model folder ``start``, or from scratch.
     """
-    seed = recipe.seed + 1 + list(MODELS).index(name)
+    seed = recipe.seed + 1 + list(MODELS).index(name) + (0 if start is None else len(MODELS))
     rng = np.random.default_rng((seed, 2**31))
     scenes = [draw_scene(rng, MODELS[name]) for _ in range(recipe.scenes)]
     captioned = CaptionedScenes(scenes)
@@ -245,7 +246,8 @@ def train_denoiser(
 
     text_learns = next(text_encoder.parameters()).requires_grad
     learner = nn.ModuleList([denoiser, text_encoder] if text_learns else [denoiser])
-    fit(learner, loss, plan, checkpoint=work / f"{name}.pt", label=name, seed=seed)
+    label = name if start is None else f"{name}-further"
+    fit(learner, loss, plan, checkpoint=work / f"{label}.pt", label=label, seed=seed)
     return denoiser
 
 
@@ -290,7 +292,13 @@ def measure(recipe: Recipe, name: str, folder: Path) -> DenoisingError:
 
 
 def train(
-    recipe: Recipe, work: Path, out: Path, *, only: Sequence[str] = tuple(MODELS), further: Path | None = None
+    recipe: Recipe,
+    work: Path,
+    out: Path,
+    *,
+    only: Sequence[str] = tuple(MODELS),
+    frozen: Path | None = None,
+    further: Path | None = None,
 ) -> None:
     """Run the stages, resuming from what ``work`` holds, and write the models into ``out``.
 
@@ -299,9 +307,9 @@ def train(
         work: the folder of checkpoints and caches.
         out: the folder that the models are written into, each in a folder of its name.
         only: the models to train. The halves need the autoencoder and text encoder of `shapes`, hence its run in the
-            same ``work``, or ``further``; and its folder in ``out``, to which they link.
-        further: a folder of models whose autoencoder and text encoder are taken as they are, frozen, and whose
-            `shapes` denoiser is trained on instead of one from scratch. The halves always start from scratch.
+            same ``work``, or ``frozen``; and its folder in ``out``, to which they link.
+        frozen: a folder of models whose autoencoder and text encoder are taken as they are, and learn no more.
+        further: the same, and the denoisers are those of its models, trained on, instead of new ones.
 
     Raises:
         ValueError: a half alone, and ``out`` holds no `shapes`.
@@ -309,19 +317,20 @@ def train(
     if "shapes" not in only and not (out / "shapes").exists():
         raise ValueError(f"the halves share parts of shapes, and {out / 'shapes'} is not there; train shapes first")
     work.mkdir(parents=True, exist_ok=True)
+    frozen = further or frozen
     tokenizer = write_tokenizer(work / "tokenizer")
-    if further is None:
+    if frozen is None:
         autoencoder = train_autoencoder(recipe, work).requires_grad_(False)
         torch.manual_seed(recipe.seed)
         text_encoder = new_text_encoder(tokenizer)
     else:
-        autoencoder = _load_part(AutoencoderKL, further / "shapes", "vae").requires_grad_(False).eval()
-        text_encoder = _load_part(CLIPTextModel, further / "shapes", "text_encoder").requires_grad_(False).eval()
+        autoencoder = _load_part(AutoencoderKL, frozen / "shapes", "vae").requires_grad_(False).eval()
+        text_encoder = _load_part(CLIPTextModel, frozen / "shapes", "text_encoder").requires_grad_(False).eval()
     for name in MODELS:
-        if name not in only and (further is not None or name != "shapes"):
+        if name not in only and (frozen is not None or name != "shapes"):
             continue
-        start = further / name if further is not None and name == "shapes" else None
-        plan = recipe.half if name != "shapes" else recipe.shapes if start is None else recipe.further
+        start = None if further is None else further / name
+        plan = recipe.further if start is not None else recipe.shapes if name == "shapes" else recipe.half
         denoiser = train_denoiser(recipe, plan, name, autoencoder, tokenizer, text_encoder, work, start)
         text_encoder.requires_grad_(False).eval()
         shared = None if name == "shapes" else out / "shapes"
@@ -335,14 +344,17 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="checkpoints and caches; runs/builtin by default")
     parser.add_argument("--out", type=Path, help="where the models go; by default where the product finds them")
     parser.add_argument("--only", nargs="+", choices=MODELS, default=list(MODELS), help="which models; all by default")
-    parser.add_argument("--further", type=Path, metavar="MODELS", help="train on from the models of this folder")
+    parser.add_argument(
+        "--frozen", type=Path, metavar="MODELS", help="keep autoencoder and text encoder of this folder"
+    )
+    parser.add_argument("--further", type=Path, metavar="MODELS", help="keep those, and train its denoisers on")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--smoke", action="store_true", help="a minute's run that proves every stage, in runs/smoke")
     arguments = parser.parse_args()
     recipe = Recipe(seed=arguments.seed).smoke() if arguments.smoke else Recipe(seed=arguments.seed)
     work = arguments.work or Path("runs/smoke/work" if arguments.smoke else "runs/builtin")
     out = arguments.out or (Path("runs/smoke/models") if arguments.smoke else BUILTIN_FOLDER)
-    train(recipe, work, out, only=arguments.only, further=arguments.further)
+    train(recipe, work, out, only=arguments.only, frozen=arguments.frozen, further=arguments.further)
 
 
 if __name__ == "__main__":

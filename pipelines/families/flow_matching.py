@@ -99,7 +99,7 @@ class _FlowModel(LatentModel):
             adapters=wardrobe.names,
             multiple=codec.factor * cell,
         )
-        super().__init__(codec, card, self._transformer, wardrobe)
+        super().__init__(codec, card, self._transformer, wardrobe, options)
         self._cell = cell
 
     @property

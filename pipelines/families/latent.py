@@ -12,7 +12,8 @@ from torch.nn import functional
 from pipelines.families.folder import count_parameters, fingerprint
 from pipelines.families.lora import WORN, Wardrobe
 from pipelines.families.preview import apply_colours, fit_colours
-from pipelines.model import Card, Condition, DataSpace, Shape, check_size
+from pipelines.families.speed import speed_up
+from pipelines.model import Card, Condition, DataSpace, LoadOptions, Shape, check_size
 
 LATENT_STD: Final = 1.0
 """Latents are scaled to unit variance, so that is what an unmeasured model's error curve assumes."""
@@ -89,10 +90,15 @@ class LatentModel(ABC):
         card: What it is.
         network: The denoising network.
         wardrobe: Its LoRAs.
+        options: How it is to be loaded.
     """
 
-    def __init__(self, codec: LatentCodec, card: Card, network: torch.nn.Module, wardrobe: Wardrobe) -> None:
+    def __init__(
+        self, codec: LatentCodec, card: Card, network: torch.nn.Module, wardrobe: Wardrobe, options: LoadOptions
+    ) -> None:
         self._codec, self._card, self._network, self._wardrobe = codec, card, network, wardrobe
+        speed_up(network, options)
+        self._compiled = options.compile
 
     @property
     def card(self) -> Card:
@@ -139,6 +145,10 @@ class LatentModel(ABC):
         told = dict(condition)
         worn = told.pop(WORN, None)
         if worn is None:
+            if self._compiled and len(z) == 1:
+                # torch.compile would take one row for a constant, and compile again.
+                doubled = {key: torch.cat([value, value]) for key, value in told.items()}
+                return self._denoised(torch.cat([z, z]), torch.cat([sigma, sigma]), doubled)[:1]
             return self._denoised(z, sigma, told)
 
         def compute(rows: Tensor) -> Tensor:

@@ -62,7 +62,7 @@ class StableDiffusion(LatentModel):
             paints=paints(self._unet.config, codec.channels),
             multiple=codec.factor * 2 ** (len(self._unet.config.block_out_channels) - 1),
         )
-        super().__init__(codec, card, self._unet, wardrobe)
+        super().__init__(codec, card, self._unet, wardrobe, options)
         skip_layers(pipeline.text_encoder, options.clip_skip)
         self._weighted = WeightedEncoder([pipeline.tokenizer], [pipeline.text_encoder])
 

@@ -63,7 +63,7 @@ class StableDiffusionXL(LatentModel):
             paints=paints(self._unet.config, codec.channels),
             multiple=codec.factor * 2 ** (len(self._unet.config.block_out_channels) - 1),
         )
-        super().__init__(codec, card, self._unet, wardrobe)
+        super().__init__(codec, card, self._unet, wardrobe, options)
         skips_no_layers(options)  # it leaves one out already
         tokenizers = [t for t in (pipeline.tokenizer, pipeline.tokenizer_2) if t is not None]
         self._weighted = WeightedEncoder(tokenizers, self._encoders, penultimate=True, pooled=True)

@@ -18,6 +18,7 @@ from pipelines.families.folder import (
     side,
     skips_no_layers,
 )
+from pipelines.families.speed import speed_up
 from pipelines.families.variance_preserving import VariancePreserving
 from pipelines.kernel import DenoisingError
 from pipelines.model import DEFAULT_OPTIONS, Card, Condition, DataSpace, LoadOptions, Shape
@@ -58,8 +59,8 @@ class Unconditional:
         cls, source: Path, device: torch.device, dtype: torch.dtype, options: LoadOptions = DEFAULT_OPTIONS
     ) -> Self:
         """Load a folder's safetensors; raises where it is not whole or not of this kind (see ``Catalog.get``)."""
-        if options.loras or options.tiling:
-            raise ModelLoadError("an unconditional model over pixels wears no LoRAs and has no autoencoder to tile")
+        if options.loras or options.tiling or options.compile:
+            raise ModelLoadError("loras, tiling and compile are for models over latents")
         skips_no_layers(options)
         pipeline = load_pipeline(DDPMPipeline, source, device, dtype, options)
         unet = pipeline.unet
@@ -68,6 +69,7 @@ class Unconditional:
         channels = unet.config.in_channels
         if channels not in {1, 3} or unet.config.out_channels != channels or unet.config.sample_size is None:
             raise ModelLoadError("its network must give as many channels as it takes, 1 or 3, at a fixed size")
+        speed_up(unet, options)
         return cls(unet, VariancePreserving(pipeline.scheduler), read_calibration(calibration_path(source)))
 
     @property

@@ -28,7 +28,11 @@ def _info(catalog: Catalog, name: str) -> ModelInfo:
     entry = catalog.entry(name)
     model = catalog.loaded(name)
     info = ModelInfo(
-        id=name, loaded=model is not None, default=name == catalog.names[0], family=entry.family, dtype=entry.dtype
+        id=name,
+        loaded=model is not None,
+        default=name == catalog.names[0],
+        family=entry.family,
+        dtype=catalog.dtype(name),
     )
     if model is None:
         return info

@@ -342,6 +342,7 @@ def test_an_offloaded_model_draws_the_same(three):
     [
         ("[memory]\nbudget = 3", "memory.budget: there is no such key; allowed are budget_gib, idle_s, offload"),
         ("[memory]\nbudget_gib = 0", "memory.budget_gib: 0 is not allowed; it must be a number above 0"),
+        ("[memory]\nbudget_gib = true", "memory.budget_gib: True is not allowed"),
         ("[memory]\noffload = 1", "memory.offload: 1 is not allowed; it must be true or false"),
         ('[memory]\nidle_s = "long"', "memory.idle_s: 'long' is not allowed"),
     ],

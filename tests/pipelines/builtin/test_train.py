@@ -57,25 +57,33 @@ def test_a_second_run_over_the_same_work_gives_the_same_models(trained, tmp_path
         assert curves[0].values == pytest.approx(curves[1].values, rel=1e-4)
 
 
+def moved(before, after, part):
+    """How far each weight of a part moved at most."""
+    old, new = (load_file(next((folder / part).glob("*.safetensors"))) for folder in (before, after))
+    return [float((new[name].float() - old[name].float()).abs().max()) for name in old]
+
+
 def test_training_further_starts_from_the_weights_of_an_earlier_run(trained, tmp_path):
-    train(Recipe(seed=1).smoke(), tmp_path / "work", tmp_path / "out", only=["shapes"], further=trained / "models")
-
-    def weights(root, part):
-        (file,) = (root / "shapes" / part).glob("*.safetensors")
-        return load_file(file)
-
+    names = ["shapes", "shapes-round"]
+    train(Recipe(seed=1).smoke(), tmp_path / "work", tmp_path / "out", only=names, further=trained / "models")
     for part in ("vae", "text_encoder"):
-        before, after = weights(trained / "models", part), weights(tmp_path / "out", part)
-        assert all(torch.equal(before[name], after[name]) for name in before)
-    before, after = weights(trained / "models", "unet"), weights(tmp_path / "out", "unet")
-    moved = [float((after[name] - before[name]).float().abs().max()) for name in before]
-    # A few steps of AdamW, averaged over thousands: moved, and by far less than another start (about 0.1) would be.
-    assert 0 < max(moved) < 0.01
+        assert not any(moved(trained / "models/shapes", tmp_path / "out/shapes", part))
+    for name in names:
+        # A few steps of AdamW, averaged over thousands: moved, and by far less than another start (about 0.1) would be.
+        assert 0 < max(moved(trained / "models" / name, tmp_path / "out" / name, "unet")) < 0.01
+
+
+def test_over_a_frozen_autoencoder_and_text_encoder_denoisers_start_anew(trained, tmp_path):
+    train(Recipe(seed=1).smoke(), tmp_path / "work", tmp_path / "out", only=["shapes"], frozen=trained / "models")
+    before, after = trained / "models/shapes", tmp_path / "out/shapes"
+    for part in ("vae", "text_encoder"):
+        assert not any(moved(before, after, part))
+    assert max(moved(before, after, "unet")) > 0.05
 
 
 def test_a_half_alone_needs_shapes_to_link_to(trained, tmp_path):
     with pytest.raises(ValueError, match="train shapes first"):
-        train(Recipe().smoke(), tmp_path / "work", tmp_path, only=["shapes-round"], further=trained / "models")
+        train(Recipe().smoke(), tmp_path / "work", tmp_path, only=["shapes-round"], frozen=trained / "models")
 
 
 def test_a_stopped_run_resumes_to_what_it_would_have_been(tmp_path):
