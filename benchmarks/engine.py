@@ -74,7 +74,7 @@ def uniform(repeats: int) -> tuple[str, dict[str, float]]:
     catalog = Catalog.builtin()
     model = catalog.get("shapes")
     pipeline = StableDiffusionPipeline.from_pretrained(
-        BUILTIN_FOLDER / "shapes", safety_checker=None, requires_safety_checker=False
+        BUILTIN_FOLDER / "shapes", dtype=torch.float32, safety_checker=None, requires_safety_checker=False
     )
     pipeline.scheduler = EulerAncestralDiscreteScheduler.from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)

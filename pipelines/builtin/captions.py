@@ -1,11 +1,13 @@
 """What captions say of scenes, and the draw of a scene that a caption is true of.
 
 A caption names what a scene *contains*, never all that it contains: "a red circle" is true of every scene with a red
-circle in it, whatever else is there. Training pairs keep that meaning: given its caption, a scene is drawn from the
-scenes that the caption is true of, p(scene | caption) = p(scene) · 1[caption is true] / P(caption is true). Were the
-caption drawn from the scene instead, scenes with few things would be favoured by 1/(number of captions they have), and
-the densities of two captions would hardly overlap. So their AND has something to find, and the product rule, exact for
-such densities, too.
+circle in it, whatever else is there. Training pairs keep that meaning: a scene is drawn given its caption, from those
+that it is true of. Were the caption drawn from the scene instead, scenes with few things would be favoured by
+1/(number of captions they have), the densities of two captions would hardly overlap, and AND would have little to find.
+
+Nor does a caption say how many things there are: their number is drawn as it is without a caption, and then the scene.
+Uniformly from all scenes that it is true of, "a red circle" would mostly mean three things, which are likelier to have
+a red circle among them; and guidance, which enlarges what a caption changes, would then crowd the picture.
 """
 
 from collections.abc import Sequence
@@ -81,14 +83,24 @@ class CaptionedScenes:
         phrases = {Phrase(c, s) for c in (None, *COLOURS) for s in (None, *SHAPES)}
         return {p: np.array([any(map(p.fits, scene.things)) for scene in self.scenes]) for p in phrases}
 
+    @cached_property
+    def _counts(self) -> NDArray[np.intp]:
+        """How many things each scene has."""
+        return np.array([len(scene.things) for scene in self.scenes])
+
     def draw(self, rng: np.random.Generator) -> tuple[Caption, int]:
-        """A caption of one random scene, then the index of a scene drawn uniformly from all that it is true of."""
+        """A caption of one random scene, then the index of a scene that it is true of.
+
+        The number of things is drawn as the scenes have it, then the scene, uniformly.
+        """
         caption = draw_caption(self.scenes[int(rng.integers(len(self.scenes)))], rng)
-        each_said = np.logical_and.reduce([self._said_by[phrase] for phrase in caption.phrases])
-        candidates = np.flatnonzero(each_said)
-        while not caption.fits(self.scenes[index := int(rng.choice(candidates))]):
-            pass  # "a circle and a red shape" needs two things; the scene that it was taken from has them
-        return caption, index
+        said = np.logical_and.reduce([self._said_by[phrase] for phrase in caption.phrases])
+        while True:
+            # "a circle and a red shape" needs two things; the scene that it was taken from has them, so this ends.
+            count = self._counts[int(rng.integers(len(self.scenes)))]
+            candidates = np.flatnonzero(said & (self._counts == count))
+            if len(candidates) and caption.fits(self.scenes[index := int(rng.choice(candidates))]):
+                return caption, index
 
 
 def full_names() -> list[str]:

@@ -1,4 +1,4 @@
-"""Captions are true of their scenes, and scenes given a caption follow p(scene) restricted to where it is true."""
+"""Captions are true of their scenes, and say nothing of a scene but what they name."""
 
 from collections import Counter
 from itertools import permutations
@@ -56,8 +56,8 @@ def test_captions_read_as_users_write_them():
     assert str(caption) == "a red circle and a star and a blue shape"
 
 
-def test_given_its_caption_every_scene_that_it_is_true_of_is_as_likely():
-    """One thing or three: the caption must not favour the scene of which fewer captions are true."""
+def test_a_caption_says_nothing_of_how_many_things_there_are():
+    """Half of the scenes have one thing, a quarter two, a quarter three: so have those given a caption true of each."""
     scenes = [
         scene("red circle"),
         scene("red circle", "blue star", "green square"),
@@ -69,9 +69,10 @@ def test_given_its_caption_every_scene_that_it_is_true_of_is_as_likely():
     drawn = [index for caption, index in (captioned.draw(rng) for _ in range(12_000)) if str(caption) == "a red circle"]
     shares = Counter(drawn)
     assert set(shares) == {0, 1, 3}
-    for index in (0, 1, 3):
-        # Four standard errors of a share of 1/3.
-        assert shares[index] / len(drawn) == pytest.approx(1 / 3, abs=4 * np.sqrt(2 / 9 / len(drawn)))
+    for index, expected in ((0, 1 / 2), (1, 1 / 4), (3, 1 / 4)):
+        # Four standard errors of a share.
+        margin = 4 * np.sqrt(expected * (1 - expected) / len(drawn))
+        assert shares[index] / len(drawn) == pytest.approx(expected, abs=margin)
 
 
 def test_there_are_24_captions_of_one_named_thing():
