@@ -15,6 +15,7 @@ import gc
 import importlib
 import json
 import math
+import re
 import threading
 import time
 import tomllib
@@ -77,7 +78,7 @@ class MemoryPolicy:
         )
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Slot:
     """Where one model is kept, how many requests hold it, when it was last used, whether it is off its device."""
 
@@ -93,6 +94,8 @@ class _Slot:
         return None if self.away else self.model
 
 
+# The folders of an absolute path, not of an address.
+_FOLDERS: Final = re.compile(r"(?<![\w:/.])/(?:[^\s/'\":,]+/)+")
 _STAY: Final = MemoryPolicy()
 
 
@@ -201,7 +204,8 @@ class Catalog:
                 model = slot.model
             with self._lock:
                 if slot.away:
-                    _move(model, self._device_of(slot.entry))
+                    for part in model.networks:
+                        part.to(self._device_of(slot.entry))
                     slot.away = False
                 slot.used = self._clock()
             self._unload_beyond_budget(slot)
@@ -209,17 +213,24 @@ class Catalog:
 
     def hold(self, names: Iterable[str]) -> None:
         """Keep models from being unloaded until they are released as often."""
+        slots = [self._slot(name) for name in names]
         with self._lock:
-            for name in names:
-                self._slots[name].holders += 1
+            for slot in slots:
+                slot.holders += 1
 
-    def release(self, names: Iterable[str]) -> None:
-        """Undo :meth:`hold`; from now on the models are unused."""
+    def release(self, names: Iterable[str], *, unload: bool = True) -> None:
+        """Undo :meth:`hold`; what nobody holds is unused from now on, and goes if the budget wants it.
+
+        Args:
+            names: As they were held.
+            unload: False for callers that have no time to unload anything.
+        """
         with self._lock:
             for name in names:
                 slot = self._slots[name]
                 slot.holders, slot.used = slot.holders - 1, self._clock()
-        self._unload_beyond_budget()
+        if unload:
+            self._unload_beyond_budget()
 
     def unload_idle(self) -> list[str]:
         """Unload the models that nobody has used for the policy's time; their names."""
@@ -230,13 +241,12 @@ class Catalog:
 
     def _unload_beyond_budget(self, newcomer: "_Slot | None" = None) -> None:
         with self._lock:
-            taken = sum(slot.present.card.memory for slot in self._slots.values() if slot.present is not None)
-            gone = []
-            for slot in self._unused():
-                if slot is not newcomer and slot.present is not None and taken > self._policy.budget:
-                    taken -= slot.present.card.memory
-                    gone.append(slot)
-            self._drop(gone)
+            there = {slot for slot in self._slots.values() if slot.present is not None}
+            free = [slot for slot in self._unused() if slot is not newcomer]
+            going = 0
+            while going < len(free) and _bytes_of(there - set(free[:going])) > self._policy.budget:
+                going += 1
+            self._drop(free[:going])
 
     def _unused(self) -> list["_Slot"]:
         """The loaded models that may be unloaded, longest unused first."""
@@ -245,15 +255,16 @@ class Catalog:
 
     def _drop(self, slots: Sequence["_Slot"]) -> list[str]:
         for slot in slots:
-            if self._policy.offload and slot.model is not None and self._device_of(slot.entry).type != "cpu":
-                _move(slot.model, torch.device("cpu"))
+            if self._policy.offload and self._device_of(slot.entry).type != "cpu":
                 slot.away = True
             else:
                 slot.model = None
-        for slot in self._slots.values() if any(s.away for s in slots) else ():
-            # What a model that went shares with one that stayed has gone with it.
-            if slot.present is not None:
-                _move(slot.present, self._device_of(slot.entry))
+        # What is shared with a model that stays must not move: it may be computing.
+        staying = {id(part) for slot in self._slots.values() if slot.present for part in slot.present.networks}
+        for slot in slots:
+            for part in slot.model.networks if slot.model is not None else ():
+                if id(part) not in staying:
+                    part.to("cpu")
         if slots:
             gc.collect()
             if torch.cuda.is_available():
@@ -296,7 +307,7 @@ class Catalog:
         except Exception as error:
             # Whatever else loading raises (a device that is not there, memory, a value that no family foresaw) is the
             # operator's to mend, and never the fault of the request that happened to be first.
-            raise ModelLoadError(f"{entry.name}: cannot be loaded: {_first_line(error, entry.source)}") from error
+            raise ModelLoadError(f"{entry.name}: cannot be loaded: {_first_line(error)}") from error
         return model
 
 
@@ -323,9 +334,10 @@ def _compile_now(model: Model) -> None:
     sample(Prompt("", "it"), params, {"it": model})
 
 
-def _move(model: Model, device: torch.device) -> None:
-    for network in model.networks:
-        network.to(device)
+def _bytes_of(slots: Iterable[_Slot]) -> int:
+    """What the models' weights take, those that several share counted once."""
+    parts = {id(part): part for slot in slots if slot.model is not None for part in slot.model.networks}
+    return sum(weight.nbytes for part in parts.values() for weight in (*part.parameters(), *part.buffers()))
 
 
 def _fetched(entry: Entry) -> Path:
@@ -358,7 +370,7 @@ def _pipeline_class(folder: Path) -> str:
         raise ModelLoadError("its model_index.json names no pipeline class") from error
 
 
-def _first_line(error: Exception, source: Path) -> str:
-    """What an exception says, without where things lie on this machine."""
-    told = str(error).replace(str(source), source.name) if source.name else str(error)
-    return (told.strip() or type(error).__name__).splitlines()[0]
+def _first_line(error: Exception) -> str:
+    """What an exception says, without where things lie on this machine: of paths, only their last part."""
+    told = _FOLDERS.sub("", str(error)).strip()
+    return (told or type(error).__name__).splitlines()[0]

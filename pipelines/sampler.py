@@ -183,12 +183,14 @@ def prepare(
     sigma_max = float(schedule.sigmas[0])
     device = models[layout.rows[0].model].device
     zeros = torch.zeros(len(noise), rule.components, dtype=torch.float64, device=device)
-    # log N(z_T; x, σ_max² I), x = 0 without a canvas: at σ_max every component is this one Gaussian. Sampling that
-    # begins at a lower level knows of its densities there only that it was one and the same point for all.
-    start = -noise.double().square().flatten(1).sum(1) / 2
+    z = begin(noise.to(device), sigma_max, canvas, params.strength)
+    # log N(z_T; 0, σ_max² I): at σ_max every component is about this one Gaussian. Sampling that begins from a picture
+    # at a lower level knows of its densities there only that it was one point for all: it counts from the noise.
+    seen = z.cpu().double() / max(sigma_max, _TINY) if canvas is not None and canvas.retrace else noise.double()
+    start = -seen.square().flatten(1).sum(1) / 2
     start -= noise[0].numel() * (math.log(2 * math.pi) / 2 + math.log(max(sigma_max, _TINY)))
     return SamplerState(
-        z=begin(noise.to(device), sigma_max, canvas, params.strength),
+        z=z,
         log_q=start.unsqueeze(1).expand(-1, rule.components).to(device),
         weights=zeros,
         weight_sum=zeros,

@@ -76,6 +76,7 @@ def build_engine(settings: Settings, catalog: Catalog) -> Engine:
     limits = Limits(
         waiting_jobs=settings.waiting_jobs,
         waiting_rows=settings.waiting_rows,
+        waiting_bytes=settings.waiting_bytes,
         caller_jobs=settings.caller_jobs,
         running_rows=settings.running_rows,
         ageing_s=settings.ageing_s,

@@ -12,7 +12,7 @@ import typer
 from pipelines.composition import And, Average, Expression, Or, Product, Prompt, leaves
 from pipelines.errors import InvalidInputError
 from pipelines.kernel import Kernel
-from service.cli_common import CatalogOption, DeviceOption, open_catalog, read_settings, told
+from service.cli_common import CatalogOption, DeviceOption, catalog_path, open_catalog, read_settings, told
 from service.cli_models import models_app
 
 app = typer.Typer(
@@ -47,6 +47,7 @@ def serve(
     logging.getLogger("httpx").setLevel(logging.WARNING)
     with told():
         settings = read_settings(**{key: value for key, value in given.items() if value is not None})
+        settings = settings.model_copy(update={"catalog": catalog_path(None, settings)})
         application = create_app(settings)
     services: Services = application.state.services
 

@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 from pydantic import ValidationError
@@ -12,15 +12,23 @@ from pipelines.catalog import Catalog
 from pipelines.errors import InvalidInputError, PipelineError
 from service.settings import Settings
 
-CatalogOption = Annotated[Path | None, typer.Option("--catalog", help="Catalogue file; none for the builtin models.")]
+DEFAULT_CATALOG: Final = Path("superdiff.toml")
+CatalogOption = Annotated[
+    Path | None,
+    typer.Option("--catalog", help="Catalogue file; else SUPERDIFF_CATALOG, ./superdiff.toml, the builtin models."),
+]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 …; none to choose.")]
 
 
-def open_catalog(path: Path | None, device: str | None) -> Catalog:
-    """The catalogue that the command line or the environment names, else the builtin models."""
+def catalog_path(named: Path | None, settings: Settings) -> Path | None:
+    """The catalogue that the command line or the environment names, else ./superdiff.toml if there is one."""
+    return named or settings.catalog or (DEFAULT_CATALOG if DEFAULT_CATALOG.exists() else None)
+
+
+def open_catalog(named: Path | None, device: str | None) -> Catalog:
+    """The catalogue of :func:`catalog_path`, else the builtin models."""
     settings = read_settings()
-    path, device = path or settings.catalog, device or settings.device
-    fast = settings.fast
+    path, device, fast = catalog_path(named, settings), device or settings.device, settings.fast
     return Catalog.read(path, device, fast=fast) if path else Catalog.builtin(device, fast=fast)
 
 

@@ -3,7 +3,7 @@
 import json
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 
 import typer
 
@@ -11,25 +11,32 @@ from pipelines.catalog import Catalog
 from pipelines.entry import Entry
 from pipelines.errors import CatalogError, PipelineError
 from pipelines.model import Card
-from service.cli_common import CatalogOption, DeviceOption, open_catalog, read_settings, told
+from service.cli_common import (
+    DEFAULT_CATALOG,
+    CatalogOption,
+    DeviceOption,
+    catalog_path,
+    open_catalog,
+    read_settings,
+    told,
+)
 
 models_app = typer.Typer(help="The catalogue: list it, check it, add to it.", invoke_without_command=True)
-
-_DEFAULT_CATALOG: Final = Path("superdiff.toml")
 
 
 @models_app.callback()
 def models(context: typer.Context, catalog: CatalogOption = None) -> None:
     """The catalogue: list it (the default), check it, add to it."""
+    context.obj = catalog
     if context.invoked_subcommand is None:
-        list_models(catalog)
+        list_models(context, catalog)
 
 
 @models_app.command("list")
-def list_models(catalog: CatalogOption = None) -> None:
+def list_models(context: typer.Context, catalog: CatalogOption = None) -> None:
     """Say what stands in the catalogue; nothing is loaded."""
     with told():
-        held = open_catalog(catalog, None)
+        held = open_catalog(catalog or context.obj, None)
         for name in held.names:
             entry = held.entry(name)
             source = f"hub:{entry.hub}" if entry.hub else entry.source
@@ -38,10 +45,10 @@ def list_models(catalog: CatalogOption = None) -> None:
 
 
 @models_app.command("check")
-def check_models(catalog: CatalogOption = None, device: DeviceOption = None) -> None:
+def check_models(context: typer.Context, catalog: CatalogOption = None, device: DeviceOption = None) -> None:
     """Load every model and describe it, and say which compose; exit with 1 where one cannot be loaded."""
     with told():
-        held = open_catalog(catalog, device)
+        held = open_catalog(catalog or context.obj, device)
         cards = {name: card for name in held.names if (card := _checked(held, name)) is not None}
     for space in dict.fromkeys(card.space for card in cards.values()):
         typer.echo(f"compose with one another: {', '.join(n for n, card in cards.items() if card.space == space)}")
@@ -51,6 +58,7 @@ def check_models(catalog: CatalogOption = None, device: DeviceOption = None) -> 
 
 @models_app.command("add")
 def add_model(
+    context: typer.Context,
     name: Annotated[str, typer.Argument(help="What requests shall call it.")],
     source: Annotated[str, typer.Argument(help="A folder, a .safetensors file, builtin:NAME or hub:OWNER/NAME.")],
     family: Annotated[str | None, typer.Option(help="Needed for a .safetensors file.")] = None,
@@ -62,13 +70,19 @@ def add_model(
     given = {"source": source, "family": family, "dtype": dtype, "revision": revision}
     table = {key: value for key, value in given.items() if value is not None}
     with told():
-        path = catalog or read_settings().catalog or _DEFAULT_CATALOG
+        path = catalog_path(catalog or context.obj, read_settings()) or DEFAULT_CATALOG
         Entry.parse(name, table, path.parent)
-        written = path.read_text() if path.exists() else ""
-        if name in _models_of(written, path):
-            raise CatalogError(f"models.{name}: {path} has it already")
-        lines = [f"[models.{json.dumps(name)}]", *(f"{key} = {json.dumps(value)}" for key, value in table.items())]
-        path.write_text(written + ("\n" if written else "") + "\n".join(lines) + "\n")
+        try:
+            written = path.read_text() if path.exists() else ""
+            if name in _models_of(written, path):
+                raise CatalogError(f"models.{name}: {path} has it already")
+            lines = [f"[models.{_quoted(name)}]", *(f"{key} = {_quoted(value)}" for key, value in table.items())]
+            text = written + ("\n" if written else "") + "\n".join(lines) + "\n"
+            # What stands there may not take a table of its own more: models = {…} on one line does not.
+            _models_of(text, path)
+            path.write_text(text)
+        except OSError as error:
+            raise CatalogError(f"{path}: cannot be written: {error.strerror}") from error
     typer.echo(f"{path}: added {name}; superdiff models check --catalog {path} tries it")
 
 
@@ -86,6 +100,11 @@ def _checked(held: Catalog, name: str) -> Card | None:
         f"{card.space}, σ {card.sigma_min:.3g}–{card.sigma_max:.3g}, denoising error: {curve}{worn}"
     )
     return card
+
+
+def _quoted(text: str) -> str:
+    """A TOML basic string; JSON's differs in the delete character alone."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007F")
 
 
 def _models_of(text: str, path: Path) -> dict[str, Any]:

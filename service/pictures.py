@@ -17,6 +17,7 @@ _OPTIONS: Final[dict[str, dict[str, object]]] = {
     "jpeg": {"quality": 95, "subsampling": 0},
     "webp": {"quality": 95},
 }
+_DEEPEST: Final = 2**16 - 1
 _READ: Final = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 _DATA_URI: Final = re.compile(r"data:[\w.+-]+/[\w.+-]+(;[\w.+=-]+)*;base64,", re.ASCII)
 
@@ -34,7 +35,7 @@ def encode_picture(pixels: NDArray[np.uint8], image_format: str) -> bytes:
 
 
 def decode_picture(text: str, field: str, max_pixels: int) -> Image.Image:
-    """A picture that a client sent, upright as its EXIF orientation says, not yet converted to any mode.
+    """A picture that a client sent, upright as its EXIF orientation says, of mode L, RGB or RGBA.
 
     Args:
         text: Base64, bare or as a data: URI.
@@ -55,13 +56,25 @@ def decode_picture(text: str, field: str, max_pixels: int) -> Image.Image:
         raise InvalidInputError(f"{field} is not base64: {error}", field=(field,)) from error
     try:
         picture = Image.open(io.BytesIO(data), formats=_READ)
-        if picture.width * picture.height > max_pixels:
-            size = f"{picture.width}×{picture.height}"
-            detail = f"{field} has {size} pixels; this service allows {max_pixels} in all"
-            raise InvalidInputError(detail, field=(field,))
-        picture.load()
-        return ImageOps.exif_transpose(picture)
+        if picture.width * picture.height <= max_pixels:
+            picture.load()
+            return _plain(ImageOps.exif_transpose(picture))
     except UnidentifiedImageError:
         raise InvalidInputError(f"{field} is none of {', '.join(_READ)}", field=(field,)) from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:
+        # What a broken file makes its reader raise is anybody's guess: broken EXIF alone raises four kinds.
         raise InvalidInputError(f"{field} cannot be read: {error}", field=(field,)) from error
+    detail = f"{field} has {picture.width}×{picture.height} pixels; this service allows {max_pixels} in all"
+    raise InvalidInputError(detail, field=(field,))
+
+
+def _plain(picture: Image.Image) -> Image.Image:
+    """Eight bits a channel; ValueError for what has no such picture."""
+    if picture.mode == "F":
+        raise ValueError("its pixels are floating-point numbers")
+    if picture.mode.startswith("I"):
+        deep = np.asarray(picture).astype(np.int64).clip(0, _DEEPEST)
+        return Image.fromarray((deep * 255 // _DEEPEST).astype(np.uint8))
+    if picture.mode in {"1", "L"}:
+        return picture.convert("L")
+    return picture.convert("RGBA" if picture.has_transparency_data else "RGB")

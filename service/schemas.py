@@ -79,7 +79,7 @@ class Component(BaseModel):
         return {"prompt": value} if isinstance(value, str) else value
 
 
-class _Asking(BaseModel):
+class Asking(BaseModel):
     """What every request has."""
 
     model_config = ConfigDict(extra="forbid")
@@ -126,7 +126,7 @@ class _Asking(BaseModel):
         return Ask(caller, self.priority, timeout_s if self.timeout_s is None else self.timeout_s)
 
 
-class _Request(_Asking):
+class _Request(Asking):
     """What OR and AND share."""
 
     negative_prompt: Annotated[Text, Field(description="What guidance leads away from.")] = ""
@@ -222,10 +222,14 @@ class AndRequest(_Request):
         return And(self.prompts(default_model), (first + self.lift, *others))
 
 
-class DensityRequest(_Asking):
+class DensityRequest(Asking):
     """Which of the components explains a picture. A component's weight is its log prior odds in nats."""
 
     image: Annotated[str, Field(description="The picture, in base64 or as a data: URI; never an address.")]
+    steps: Annotated[
+        int | None,
+        Field(ge=2, le=MAX_STEPS, description="Network calls, the last of which tells nothing; absent: the model's."),
+    ] = None
     draws: Annotated[int, Field(ge=1, le=64, description="Draws of the noise to average over.")] = 4
 
     @field_validator("kernel")
@@ -239,7 +243,7 @@ class DensityRequest(_Asking):
     def params(self, defaults: Defaults) -> SamplingParams:
         """The sampling parameters: densities are those of the models themselves, without guidance."""
         return SamplingParams(
-            steps=defaults.steps if self.steps is None else self.steps,
+            steps=max(2, defaults.steps) if self.steps is None else self.steps,
             guidance_scale=1.0,
             seed=drawn_seed(self.seed),
             num_images=self.draws,
@@ -260,7 +264,6 @@ class Explanation(BaseModel):
 class DensityResponse(BaseModel):
     """A picture explained."""
 
-    id: str
     components: Annotated[list[str], Field(description="The components' names below, in order.")]
     seed: int
     draws: int
@@ -414,7 +417,10 @@ def component_names(prompts: Sequence[Prompt]) -> list[str]:
     several = len({prompt.model for prompt in prompts}) > 1
     names: list[str] = []
     for prompt in prompts:
-        name = f"{prompt.text} @{prompt.model}".strip() if several or not prompt.text else prompt.text
-        seen = sum(other == name or other.startswith(f"{name} #") for other in names)
-        names.append(f"{name} #{seen + 1}" if seen else name)
+        name = twin = f"{prompt.text} @{prompt.model}".strip() if several or not prompt.text else prompt.text
+        count = 1
+        while twin in names:
+            count += 1
+            twin = f"{name} #{count}"
+        names.append(twin)
     return names

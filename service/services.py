@@ -1,11 +1,15 @@
 """What the routes are given."""
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import Annotated
 
 from fastapi import Depends, Request
+from starlette.exceptions import HTTPException
 
 from pipelines.catalog import Catalog
 from pipelines.model import Model
@@ -33,6 +37,24 @@ class Services:
     registry: Registry
     ready: asyncio.Event = field(default_factory=asyncio.Event)
     loader: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "superdiff-loader"))
+
+    @contextlib.asynccontextmanager
+    async def models(self, names: Iterable[str]) -> AsyncIterator[Mapping[str, Model]]:
+        """The models of these names, loaded off the event loop, and kept loaded until the block is left.
+
+        Raises:
+            UnknownModelError: There is none of a name.
+            HTTPException: 503 while the service still loads what it starts with.
+        """
+        wanted = list(dict.fromkeys(names))
+        self.catalog.hold(wanted)
+        try:
+            for name in wanted:
+                if self.catalog.loaded(name) is None and not self.ready.is_set():
+                    raise HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, f"the model {name!r} is still being loaded")
+            yield {name: self.catalog.loaded(name) or await self.load(name) for name in wanted}
+        finally:
+            self.catalog.release(wanted, unload=False)
 
     async def load(self, name: str) -> Model:
         """The model of a name, loaded off the event loop; see :meth:`Catalog.get` for what is raised."""

@@ -20,6 +20,7 @@ class Settings(BaseSettings):
     preload: Annotated[bool, Field(description="Load every model at start, before /readyz turns green.")] = True
     waiting_jobs: Annotated[int, Field(ge=1, description="Jobs that may wait; further ones are refused.")] = 256
     waiting_rows: Annotated[int, Field(ge=1, description="Network rows that may wait, all jobs together.")] = 8192
+    waiting_bytes: Annotated[int, Field(ge=1, description="Bytes of known pictures that may wait.")] = 1 << 30
     caller_jobs: Annotated[int, Field(ge=1, description="Jobs that one caller may have waiting and running.")] = 64
     running_rows: Annotated[int, Field(ge=1, description="Network rows that run at once.")] = 96
     forward_rows: Annotated[int, Field(ge=1, description="Network rows in one forward.")] = 96

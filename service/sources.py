@@ -6,7 +6,8 @@ from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFilter, ImageOps
+from PIL import Image, ImageOps
+from scipy import ndimage
 
 from pipelines.model import Card
 from service.engine.job import Source
@@ -49,19 +50,20 @@ def prepare_source(
     pixels = _grown(np.asarray(_fitted(picture, asked, fit)), sampled)
     if kept is None:
         return Source(pixels, None, None, *asked)
-    painted: NDArray[np.float32] = np.asarray(_fitted(kept, asked, fit), np.float32) / np.float32(255)
+    painted = np.asarray(_fitted(kept, asked, fit))
     return Source(pixels, _grown(painted, sampled), _grown(blend_of(painted, feather), sampled), *asked)
 
 
-def blend_of(mask: NDArray[np.float32], feather: float) -> NDArray[np.float32]:
-    """How much of what was painted is seen: 0 where the mask is, rising to its value over ``feather`` pixels."""
-    if feather <= 0:
+def blend_of(mask: NDArray[np.uint8], feather: float) -> NDArray[np.uint8]:
+    """How much of what was painted is seen, in 255ths: 0 where the mask is, rising to its value over so many pixels.
+
+    A pixel's distance is that to the nearest one outside of the mask, less half a pixel; what lies beyond the picture
+    is neither in it nor out of it.
+    """
+    if feather <= 0 or mask.all():
         return mask
-    padded = np.pad(mask, (reach := math.ceil(2 * feather)), mode="edge")
-    blurred = Image.fromarray(np.rint(padded * 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(feather / 2))
-    inside = np.asarray(blurred, np.float32)[reach:-reach, reach:-reach] / 255
-    # A straight border blurs to one half on itself, and to one inside.
-    return mask * np.clip(2 * inside - 1, 0, 1)
+    inside = ndimage.distance_transform_edt(mask > 0) - 0.5
+    return np.asarray(np.ceil(mask * np.clip(inside / feather, 0, 1)), np.uint8)
 
 
 def _flat(image: Image.Image) -> Image.Image:
@@ -82,7 +84,9 @@ def _fitted(image: Image.Image, size: Size, fit: Fit) -> Image.Image:
         case "crop":
             return ImageOps.fit(image, size, Image.Resampling.LANCZOS)
         case "pad":
-            inner = ImageOps.contain(image, size, Image.Resampling.LANCZOS)
+            scale = min(size[0] / image.width, size[1] / image.height)
+            within = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+            inner = image.resize(within, Image.Resampling.LANCZOS)
             left, top = (size[0] - inner.width) // 2, (size[1] - inner.height) // 2
             around = ((top, size[1] - inner.height - top), (left, size[0] - inner.width - left))
             array = np.asarray(inner)

@@ -1,6 +1,7 @@
 """Stable Diffusion 3 and Flux: transformers trained by flow matching, x_t = (1 − t) x_0 + t ε."""
 
 import copy
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, Self
@@ -10,6 +11,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, StableDiffusion3Pipeline
 from torch import Tensor
 
+from pipelines.errors import InvalidInputError
 from pipelines.families.folder import (
     calibration_path,
     count_bytes,
@@ -59,8 +61,13 @@ class FlowPath:
             low, high = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
             mu = low + (high - low) * (tokens - base) / (largest - base)
         scheduler.set_timesteps(steps, sigmas=np.linspace(1.0, 1 / steps, steps) if self._from_one else None, mu=mu)
-        sigmas = flow_sigma(scheduler.sigmas.double()).clamp(max=self.sigma_max)
-        return torch.cat([sigmas[:-1].clamp(min=self.sigma_min), sigmas.new_zeros(1)])
+        sigmas = flow_sigma(scheduler.sigmas.double())[:-1].clamp(min=self.sigma_min)
+        beyond = int((sigmas >= self.sigma_max).sum())
+        if 0 < beyond < len(sigmas):
+            # Times next to 1 are σ beyond all use: as many levels from the largest σ down to the first below it.
+            ends = math.log(self.sigma_max), float(sigmas[beyond].log())
+            sigmas[1 : beyond + 1] = torch.linspace(*ends, beyond + 1, dtype=torch.float64)[1:].exp()
+        return torch.cat([sigmas.clamp(max=self.sigma_max), sigmas.new_zeros(1)])
 
 
 class _FlowModel(LatentModel):
@@ -143,6 +150,15 @@ class StableDiffusion3(_FlowModel):
         without = {} if with_t5 else {"text_encoder_3": None, "tokenizer_3": None}
         pipeline = load_pipeline(StableDiffusion3Pipeline, source, device, dtype, options, **without)
         return cls(pipeline, read_calibration(calibration_path(source)), options)
+
+    def sample_shape(self, width: int, height: int) -> Shape:
+        """As :meth:`LatentModel.sample_shape`, and no larger than the transformer's table of positions."""
+        config = self._transformer.config
+        most = config.pos_embed_max_size * config.patch_size * self._codec.factor
+        for name, side in (("width", width), ("height", height)):
+            if side > most:
+                raise InvalidInputError(f"{name} must be at most {most} for this model, got {side}", field=(name,))
+        return super().sample_shape(width, height)
 
     def _encode(self, texts: Sequence[str]) -> Condition:
         """All encoders' states in one sequence, (R, tokens, width), and the CLIP encoders' pooled ones, (R, widths).

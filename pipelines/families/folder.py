@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 from diffusers import ConfigMixin, DiffusionPipeline
@@ -18,6 +19,7 @@ from pipelines.prediction import Prediction
 CALIBRATION_FILE: Final = "calibration.json"
 _VARIANCE_PRESERVING: Final = (Prediction.EPSILON, Prediction.V, Prediction.SAMPLE)
 _SAYS_NOTHING_OF_DECODING: Final = {"sample_size", "force_upcast"}
+_FINGERPRINTS: Final[WeakKeyDictionary[ConfigMixin, str]] = WeakKeyDictionary()
 _P = TypeVar("_P", bound=DiffusionPipeline)
 
 
@@ -42,6 +44,10 @@ def load_pipeline(
     """
     parts = shared_parts(source, dtype, device, options) | parts
     pipeline = _read(kind, source, dtype, options.config, parts)
+    if (vae := pipeline.components.get("vae")) is not None:
+        fingerprint(vae)
+        if dtype is torch.bfloat16:
+            (pipeline if source.is_file() else vae).to(dtype)
     pipeline.to(device)
     for part in pipeline.components.values():
         if isinstance(part, torch.nn.Module):
@@ -51,10 +57,12 @@ def load_pipeline(
 
 
 def _read(kind: type[_P], source: Path, dtype: torch.dtype, config: Path | None, parts: dict[str, Any]) -> _P:
+    # An autoencoder is known by its weights in float16, which those in bfloat16 no longer tell.
+    coarse = dtype is torch.bfloat16
     if source.is_file():
         check_whole(source)
         beside = {} if config is None else {"config": str(config), "local_files_only": True}
-        single: _P = kind.from_single_file(str(source), dtype=dtype, **beside, **parts)
+        single: _P = kind.from_single_file(str(source), dtype=torch.float32 if coarse else dtype, **beside, **parts)
         return single
     variant = _variant(source)
     for file in source.glob("*/*.safetensors"):
@@ -62,7 +70,12 @@ def _read(kind: type[_P], source: Path, dtype: torch.dtype, config: Path | None,
         if (f".{variant}" in file.stem) if variant else ("." not in file.stem):
             check_whole(file)
     whole: _P = kind.from_pretrained(
-        source, local_files_only=True, use_safetensors=True, dtype=dtype, variant=variant, **parts
+        source,
+        local_files_only=True,
+        use_safetensors=True,
+        dtype={"vae": torch.float32, "default": dtype} if coarse else dtype,
+        variant=variant,
+        **parts,
     )
     return whole
 
@@ -73,11 +86,8 @@ def shared_parts(source: Path, dtype: torch.dtype, device: torch.device, options
     A text encoder is not shared by a model with LoRAs or clip skip, which change it, nor an autoencoder between tiling
     and not.
     """
-    return {
-        part: options.parts[key]
-        for part, key in _part_keys(source, dtype, device, options).items()
-        if key in options.parts
-    }
+    found = {part: options.parts.get(key) for part, key in _part_keys(source, dtype, device, options).items()}
+    return {part: module for part, module in found.items() if module is not None}
 
 
 def share_parts(
@@ -159,13 +169,17 @@ def fingerprint(codec: ConfigMixin) -> str:
     """SHA-256 of an autoencoder: of what its configuration says of decoding, and of its weights in float16.
 
     So the same autoencoder is the same in whatever folder it lies, beside whatever other files, in float32 or float16.
+    It is computed once for a module, and stays what it was when the module is cast.
     """
+    if codec in _FINGERPRINTS:
+        return _FINGERPRINTS[codec]
     said = {k: v for k, v in codec.config.items() if not k.startswith("_") and k not in _SAYS_NOTHING_OF_DECODING}
     digest = hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode())
     for name, weight in sorted(codec.state_dict().items()):
         digest.update(name.encode())
         digest.update(weight.detach().to("cpu", torch.float16).contiguous().numpy().tobytes())
-    return digest.hexdigest()
+    _FINGERPRINTS[codec] = digest.hexdigest()
+    return _FINGERPRINTS[codec]
 
 
 def read_calibration(path: Path) -> DenoisingError | None:

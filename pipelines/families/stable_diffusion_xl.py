@@ -74,6 +74,8 @@ class StableDiffusionXL(LatentModel):
     ) -> Self:
         """Load a folder or a file of safetensors; :meth:`Catalog.get` says what is raised where it cannot be."""
         pipeline = load_pipeline(StableDiffusionXLPipeline, source, device, dtype, options, add_watermarker=False)
+        if dtype is torch.float16 and pipeline.vae.config.force_upcast:
+            pipeline.vae.to(torch.float32)  # as diffusers does where it decodes: in float16 it overflows
         return cls(pipeline, read_calibration(calibration_path(source)), options)
 
     @property

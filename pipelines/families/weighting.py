@@ -24,12 +24,15 @@ _PIECE: Final = re.compile(r"\\[\\()]|[()]|[^\\()]+|\\")
 def parse(text: str) -> Fragments:
     """A prompt as phrases with their weights: "a (red hat:1.3)" → [("a ", 1.0), ("red hat", 1.3)]."""
     levels: list[Fragments] = [[]]
+    before = ""
     for piece in _PIECE.findall(text):
+        last, before = before, piece
         if piece == "(":
             levels.append([])
         elif piece == ")" and len(levels) > 1:
             inner = levels.pop()
-            found = _WEIGHT.search(inner[-1][0]) if inner else None
+            # A weight stands right before its parenthesis: one within an inner pair is that pair's.
+            found = _WEIGHT.search(last) if last not in "()" else None
             if found is None:
                 levels[-1] += [("(", 1.0), *inner, (")", 1.0)]
             else:

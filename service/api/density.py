@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pipelines.composition import Average, leaves
 from pipelines.sampler import check
 from service.api.caller import CallerDep
-from service.api.superpose import await_outcome, check_work, known_picture, loaded_models
+from service.api.superpose import await_outcome, check_bounds, known_picture
 from service.errors import Problem
 from service.schemas import DensityRequest, DensityResponse, Explanation, component_names
 from service.services import ServicesDep
@@ -33,26 +33,26 @@ async def density(body: DensityRequest, request: Request, services: ServicesDep,
     ones for every component.
     """
     expression = Average(body.prompts(services.catalog.names[0]))
-    models = await loaded_models(expression, services)
-    params = body.params(services.catalog.defaults(expression.terms[0].model))
-    given = body.image, None, (body.fit, 0.0), expression, params, models, services.settings
-    params, source = await asyncio.to_thread(known_picture, *given)
-    source = replace(source, retrace=True)
-    check(expression, params, models, on_canvas=True)
-    check_work(expression, params, models, services.settings)
-    job = services.engine.submit(expression, params, body.ask(caller, services.settings.max_timeout_s), source)
+    async with services.models(leaf.model for leaf in leaves(expression)) as models:
+        params = body.params(services.catalog.defaults(expression.terms[0].model))
+        given = body.image, None, (body.fit, 0.0), expression, params, models, services.settings
+        params, source = await asyncio.to_thread(known_picture, *given)
+        source = replace(source, retrace=True)
+        check(expression, params, models, on_canvas=True)
+        check_bounds(body, expression, params, models, services.settings)
+        shape = models[expression.terms[0].model].sample_shape(params.width or 0, params.height or 0)
+        job = services.engine.submit(expression, params, body.ask(caller, services.settings.max_timeout_s), source)
     outcome = await await_outcome(job, request, services.engine)
     if outcome is None:
         return Response(status_code=_CLIENT_CLOSED_REQUEST)
     names = component_names(leaves(expression))
     priors = np.array([component.weight for component in body.components])
     return DensityResponse(
-        id=job.id,
         components=names,
         seed=params.seed,
         draws=params.num_images,
         steps=params.steps,
-        numbers=int(np.prod(models[expression.terms[0].model].sample_shape(params.width or 0, params.height or 0))),
+        numbers=int(np.prod(shape)),
         explanations=explain(names, outcome.log_density, priors),
     )
 

@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.exceptions import HTTPException
 
-from pipelines.composition import And, Expression, Or, leaves
+from pipelines.composition import Expression, leaves
 from pipelines.errors import InvalidInputError
 from pipelines.layout import lay_out
 from pipelines.model import Model
@@ -26,7 +26,7 @@ from service.engine.job import Job, Outcome, Source
 from service.errors import Problem
 from service.pictures import decode_picture
 from service.registry import Record
-from service.schemas import AndRequest, ImageFormat, JobInfo, OrRequest, SuperposeResponse
+from service.schemas import AndRequest, Asking, ImageFormat, JobInfo, OrRequest, SuperposeResponse
 from service.services import Services, ServicesDep
 from service.settings import Settings
 from service.sources import Fit, prepare_source, sampled_size
@@ -84,18 +84,20 @@ async def _submit(body: OrRequest | AndRequest, services: Services, caller: str,
             f"{wanted.media_type} carries one picture, but num_images is {body.num_images}; accept application/json"
         )
         raise HTTPException(HTTPStatus.NOT_ACCEPTABLE, detail)
-    models = await loaded_models(expression, services)
-    params = body.params(catalog.defaults(leaves(expression)[0].model))
-    source = None
-    if body.image is not None:
-        fitting = body.fit, body.mask_feather
-        given = body.image, body.mask, fitting, expression, params, models, services.settings
-        params, source = await asyncio.to_thread(known_picture, *given)
-    elif body.mask is not None:
-        raise InvalidInputError("a mask needs an image that it is of", field=("mask",))
-    check(expression, params, models, on_canvas=source is not None)
-    _check_bounds(body, expression, params, models, services.settings)
-    return services.engine.submit(expression, params, body.ask(caller, services.settings.max_timeout_s), source)
+    async with services.models(leaf.model for leaf in leaves(expression)) as models:
+        params = body.params(catalog.defaults(leaves(expression)[0].model))
+        source = None
+        if body.image is not None:
+            fitting = body.fit, body.mask_feather
+            given = body.image, body.mask, fitting, expression, params, models, services.settings
+            params, source = await asyncio.to_thread(known_picture, *given)
+            # From here on they are pixels; a job may wait, and be remembered, for long.
+            body.image = body.mask = None
+        elif body.mask is not None:
+            raise InvalidInputError("a mask needs an image that it is of", field=("mask",))
+        check(expression, params, models, on_canvas=source is not None)
+        check_bounds(body, expression, params, models, services.settings)
+        return services.engine.submit(expression, params, body.ask(caller, services.settings.max_timeout_s), source)
 
 
 def known_picture(
@@ -131,15 +133,6 @@ def known_picture(
     return replace(params, width=width, height=height), source
 
 
-async def loaded_models(expression: Expression, services: Services) -> Mapping[str, Model]:
-    """The models that an expression names, loaded."""
-    names = dict.fromkeys(leaf.model for leaf in leaves(expression))
-    for name in names:
-        if services.catalog.loaded(name) is None and not services.ready.is_set():
-            raise HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, f"the model {name!r} is still being loaded")
-    return {name: services.catalog.loaded(name) or await services.load(name) for name in names}
-
-
 def check_pixels(width: int, height: int, images: int, settings: Settings) -> None:
     """Refuse more pixels than this service makes for one request."""
     pixels = width * height * images
@@ -148,22 +141,24 @@ def check_pixels(width: int, height: int, images: int, settings: Settings) -> No
         raise InvalidInputError(detail, field=("num_images" if width * height <= settings.max_pixels else "width",))
 
 
-def _check_bounds(
-    body: OrRequest | AndRequest,
-    expression: Or | And,
+def check_bounds(
+    body: Asking,
+    expression: Expression,
     params: SamplingParams,
     models: Mapping[str, Model],
     settings: Settings,
 ) -> None:
     """Refuse what this service will not do for one request."""
     check_pixels(*picture_size(expression, params, models), params.num_images, settings)
-    check_work(expression, params, models, settings)
+    _check_work(expression, params, models, settings)
     if body.timeout_s is not None and body.timeout_s > settings.max_timeout_s:
         detail = f"timeout_s must be at most {settings.max_timeout_s:g} here, got {body.timeout_s:g}"
         raise InvalidInputError(detail, field=("timeout_s",))
 
 
-def check_work(expression: Expression, params: SamplingParams, models: Mapping[str, Model], settings: Settings) -> None:
+def _check_work(
+    expression: Expression, params: SamplingParams, models: Mapping[str, Model], settings: Settings
+) -> None:
     """Refuse more network rows than this service computes for one request."""
     layout, _ = lay_out(expression, params, models)
     work = len(layout.rows) * params.num_images * params.calls

@@ -16,6 +16,7 @@ from torch.nn import functional
 from pipelines.canvas import Canvas
 from pipelines.catalog import Catalog
 from pipelines.composition import Expression, leaves
+from pipelines.errors import NonFiniteError
 from pipelines.layout import Row, lay_out
 from pipelines.model import Condition, Model, Shape
 from pipelines.params import SamplingParams
@@ -174,11 +175,12 @@ class Executor:
                 pictured.append((job, samples))
         if pictured:
             model = self._decoder(pictured[0][0])
-            pixels = self._within_memory(
-                lambda z: _pixels(model.decode(z)), torch.cat([samples.z for _, samples in pictured])
-            )
-            for (job, samples), part in zip(pictured, pixels.split([len(s.z) for _, s in pictured]), strict=True):
-                drawn = part.numpy()
+            pictures = self._within_memory(model.decode, torch.cat([samples.z for _, samples in pictured]))
+            for (job, samples), part in zip(pictured, pictures.split([len(s.z) for _, s in pictured]), strict=True):
+                if not part.isfinite().all():
+                    ends.append((job, NonFiniteError("the autoencoder's pixels are not finite; float32 may help it")))
+                    continue
+                drawn = _pixels(part).numpy()
                 ends.append((job, _outcome(job, samples, drawn if job.source is None else _blended(drawn, job))))
         return ends
 
@@ -291,9 +293,9 @@ def _blended(drawn: NDArray[np.uint8], job: Job) -> NDArray[np.uint8]:
     source = job.source
     if source is None:
         return drawn
-    blend = np.zeros(source.pixels.shape[:2], np.float32) if job.params.calls == 0 else source.blend
+    blend = np.zeros(source.pixels.shape[:2], np.uint8) if job.params.calls == 0 else source.blend
     if blend is not None:
-        share = blend[:, :, None]
+        share = blend[:, :, None] / np.float32(255)
         mixed = np.rint(share * drawn + (1 - share) * source.pixels).astype(np.uint8)
         drawn = np.where(share == 0, source.pixels, mixed)
     return drawn[:, : source.height, : source.width]
@@ -302,7 +304,7 @@ def _blended(drawn: NDArray[np.uint8], job: Job) -> NDArray[np.uint8]:
 def _canvas(source: Source, expression: Expression, models: Mapping[str, Model], shape: Shape) -> Canvas:
     """The known picture as the sampler wants it: a cell of its sample is painted if any of its pixels is."""
     image = torch.from_numpy(source.pixels).permute(2, 0, 1).unsqueeze(0).float() / 255
-    mask = None if source.mask is None else torch.from_numpy(source.mask)[None, None]
+    mask = None if source.mask is None else torch.from_numpy(source.mask)[None, None] / 255
     model = models[leaves(expression)[0].model]
     painting = {name: models[name] for name in dict.fromkeys(leaf.model for leaf in leaves(expression))}
     return Canvas(

@@ -95,20 +95,25 @@ class Source:
 
     Attributes:
         pixels: (height, width, 3) RGB.
-        mask: (height, width) in [0, 1], 1 where it is painted anew; None for everywhere.
-        blend: (height, width) in [0, 1], the share of what was painted in the final pixels; 0 wherever the mask is.
-            None for 1 everywhere.
+        mask: (height, width) in 255ths, 255 where it is painted anew; None for everywhere.
+        blend: (height, width) in 255ths, the share of what was painted in the final pixels; 0 wherever the mask is.
+            None for 255 everywhere.
         width: Of the answer, which is cut from the upper left.
         height: Likewise.
         retrace: Whether only the picture's densities are wanted.
     """
 
     pixels: NDArray[np.uint8]
-    mask: NDArray[np.float32] | None
-    blend: NDArray[np.float32] | None
+    mask: NDArray[np.uint8] | None
+    blend: NDArray[np.uint8] | None
     width: int
     height: int
     retrace: bool = False
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it holds."""
+        return sum(array.nbytes for array in (self.pixels, self.mask, self.blend) if array is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +218,11 @@ class Job:
         return self.rows * (self.params.calls - self.index)
 
     @property
+    def weight(self) -> int:
+        """Bytes that it holds while it waits."""
+        return 0 if self.source is None else self.source.nbytes
+
+    @property
     def over(self) -> bool:
         """Whether it has reached its last phase."""
         return self.phase in {Phase.COMPLETED, Phase.FAILED, Phase.CANCELLED}
@@ -242,8 +252,8 @@ class Job:
         if self.over:
             return
         self.steps_taken, self.ended = self.index, time.monotonic()
-        # Latents and noise are the engine's; what is kept of a job that is over is its answer.
-        self.state, self.noise, self.pending, self.points = None, None, None, []
+        # Latents, noise and the known picture are the engine's; what is kept of a job that is over is its answer.
+        self.source, self.state, self.noise, self.pending, self.points = None, None, None, None, []
         # Whoever waits for the result must find the phase; whoever finds the phase first waits a moment for the result.
         self.phase = phase
         if isinstance(with_what, Exception):

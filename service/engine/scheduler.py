@@ -44,6 +44,11 @@ class Runnable(Protocol):
         ...
 
     @property
+    def weight(self) -> int:
+        """Bytes that it holds while it waits."""
+        ...
+
+    @property
     def cancelled(self) -> bool:
         """Whether it is to be dropped."""
         ...
@@ -59,6 +64,7 @@ class Limits:
     Attributes:
         waiting_jobs: Jobs that may wait.
         waiting_rows: Rows that may wait, all jobs together.
+        waiting_bytes: Bytes of known pictures that may wait, all jobs together.
         caller_jobs: Jobs that one caller may have waiting and running.
         running_rows: Rows that may run at once. A job larger than that runs alone.
         ageing_s: Seconds of waiting that count as one priority.
@@ -66,6 +72,7 @@ class Limits:
 
     waiting_jobs: int = 256
     waiting_rows: int = 8192
+    waiting_bytes: int = 1 << 30
     caller_jobs: int = 64
     running_rows: int = 96
     ageing_s: float = 30.0
@@ -118,6 +125,12 @@ class Scheduler(Generic[J]):
         if waiting and rows + job.rows > limits.waiting_rows:
             detail = (
                 f"{rows} network rows wait already, this job needs {job.rows} more, and {limits.waiting_rows} may wait"
+            )
+            raise QueueFullError(detail, len(waiting))
+        held = sum(other.weight for other in waiting)
+        if waiting and job.weight and held + job.weight > limits.waiting_bytes:
+            detail = (
+                f"{held} bytes of pictures wait already, this job brings {job.weight}; {limits.waiting_bytes} may wait"
             )
             raise QueueFullError(detail, len(waiting))
         own = sum(other.caller == job.caller for other in (*waiting, *self._running))

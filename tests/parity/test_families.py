@@ -221,6 +221,34 @@ def test_the_own_grid_is_what_diffusers_would_set(tmp_path, make, size):
     assert np.all(np.diff(grid.numpy()) < 0)
 
 
+def test_a_long_grid_of_a_flow_model_falls_from_the_first_level(tmp_path):
+    tiny.stable_diffusion_3(tmp_path / "sd3")
+    ours = StableDiffusion3.load(tmp_path / "sd3", CPU, torch.float32)
+    for steps in (60, 250):
+        grid = ours.own_sigmas(steps, ours.sample_shape(16, 16))
+        assert len(grid) == steps + 1
+        assert grid[0] == pytest.approx(ours.card.sigma_max)
+        assert (grid.diff() < 0).all()
+
+
+def test_a_picture_beyond_the_table_of_positions_is_refused(tmp_path):
+    theirs = tiny.stable_diffusion_3(tmp_path / "sd3")
+    ours = StableDiffusion3.load(tmp_path / "sd3", CPU, torch.float32)
+    config = theirs.transformer.config
+    most = config.pos_embed_max_size * config.patch_size * theirs.vae_scale_factor
+    assert ours.sample_shape(most, 16)
+    with pytest.raises(InvalidInputError, match=f"width must be at most {most}"):
+        ours.sample_shape(most + ours.card.multiple, 16)
+
+
+def test_xl_s_autoencoder_stays_exact_in_float16(tmp_path):
+    """It overflows in float16, as its configuration says; diffusers upcasts it, too."""
+    tiny.stable_diffusion_xl(tmp_path / "xl")
+    ours = StableDiffusionXL.load(tmp_path / "xl", CPU, torch.float16)
+    assert [next(n.parameters()).dtype for n in ours.networks[:2]] == [torch.float16, torch.float32]
+    assert ours.decode(torch.zeros(1, 4, 8, 8)).isfinite().all()
+
+
 def test_at_zero_terminal_snr_single_forwards_are_what_the_schedule_says(tmp_path):
     theirs = tiny.stable_diffusion(tmp_path / "sd", prediction="v_prediction", zero_snr=True)
     ours = StableDiffusion.load(tmp_path / "sd", CPU, torch.float32)

@@ -238,6 +238,30 @@ def test_a_model_that_is_held_or_kept_stays(three):
     assert held(catalog) == ["two"]
 
 
+def test_what_models_share_counts_once(tmp_path):
+    tiny.stable_diffusion(tmp_path / "one")
+    both = [Entry("one", tmp_path / "one"), Entry("same", tmp_path / "one", channels_last=True)]
+    model = Catalog(both, "cpu").get("one")
+    unet = sum(weight.nbytes for weight in model.networks[0].parameters())
+    catalog = Catalog(both, "cpu", MemoryPolicy(budget=model.card.memory + unet), Clock())
+    for name in catalog.names:
+        catalog.get(name)
+    assert held(catalog) == ["one", "same"]
+    catalog = Catalog(both, "cpu", MemoryPolicy(budget=model.card.memory + unet - 1), Clock())
+    for name in catalog.names:
+        catalog.get(name)
+    assert held(catalog) == ["same"]
+
+
+def test_why_a_model_cannot_be_loaded_is_told_without_folders(tmp_path):
+    tiny.stable_diffusion(tmp_path / "secret/sd")
+    (tmp_path / "secret/sd/unet/config.json").unlink()
+    with pytest.raises(ModelLoadError) as refused:
+        Catalog([Entry("m", tmp_path / "secret/sd")], "cpu").get("m")
+    assert "config.json" in str(refused.value)
+    assert "secret" not in str(refused.value)
+
+
 def test_idle_models_go_after_their_time(three):
     clock = Clock()
     catalog = Catalog(three, "cpu", MemoryPolicy(idle_s=10), clock)
@@ -267,23 +291,24 @@ def test_unloading_returns_the_memory(tmp_path):
 class Whereabouts(torch.nn.Module):
     """Weights that say where they were last sent."""
 
-    def __init__(self):
+    def __init__(self, numbers):
         super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(numbers))
         self.at = "cuda"
 
     def to(self, device):
-        self.at = device.type
+        self.at = torch.device(device).type
         return self
 
 
 class Movable(SimpleNamespace):
     """A model of one network of its own and one that all share."""
 
-    shared = Whereabouts()
+    shared = Whereabouts(1)
 
     @classmethod
     def load(cls, *_):
-        return cls(networks=[Whereabouts(), cls.shared], card=SimpleNamespace(memory=10))
+        return cls(networks=[Whereabouts(10), cls.shared], card=SimpleNamespace(memory=44))
 
 
 @pytest.fixture
@@ -299,7 +324,7 @@ def places(catalog):
 
 
 def test_offloaded_models_wait_on_the_cpu_and_come_back(movable):
-    catalog = Catalog(movable, "cpu", MemoryPolicy(budget=15, offload=True), clock := Clock())
+    catalog = Catalog(movable, "cpu", MemoryPolicy(budget=60, offload=True), clock := Clock())
     one = catalog.get("one")
     clock.now = 1
     catalog.get("two")

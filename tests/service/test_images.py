@@ -1,14 +1,17 @@
 """Pictures that come in: image-to-image, inpainting and densities, over small real models."""
 
 import base64
+import contextlib
 import io
+import threading
 
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from pipelines.catalog import Catalog
+from pipelines.catalog import Catalog, MemoryPolicy
+from pipelines.entry import Entry
 from pipelines.errors import InvalidInputError
 from service.api.density import explain
 from service.app import create_app
@@ -156,12 +159,57 @@ def test_prior_odds_shift_the_posterior_by_what_they_say():
         ({"draws": 0}, "#/draws"),
         ({"guidance_scale": 2}, "#/guidance_scale"),
         ({"kernel": "deterministic"}, "#/kernel"),
+        ({"steps": 1}, "#/steps"),
+        ({"timeout_s": 80000}, "#/timeout_s"),
     ],
 )
 def test_a_density_that_makes_no_sense_is_refused(client, given, pointer):
     body = {"image": encoded(noise(16, 16)), "components": COMPONENTS, "steps": 2} | given
     problem = refused(client.post(DENSITY, json=body), 422)
     assert problem["errors"][0]["pointer"] == pointer
+
+
+def test_deep_greys_keep_their_proportions():
+    ramp = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
+    for image_format in ("png", "tiff"):
+        read = np.asarray(decode_picture(encoded(Image.fromarray(ramp), image_format), "mask", 100))
+        assert np.abs(read.astype(int) - ramp / 257).max() < 1
+
+
+def test_pictures_without_eight_bits_and_broken_exif_are_refused():
+    floats = Image.fromarray(np.ones((4, 4), np.float32))
+    with pytest.raises(InvalidInputError, match="image cannot be read: its pixels are floating-point numbers"):
+        decode_picture(encoded(floats, "tiff"), "image", 100)
+    broken = Image.Exif()
+    broken[0x0112] = 6
+    data = base64.b64decode(encoded(noise(6, 4), "jpeg", exif=broken))
+    at = data.index(b"Exif") + 6
+    for cut in range(8, 24):
+        mangled = data[: at + cut] + b"\xff" * 6 + data[at + cut + 6 :]
+        with contextlib.suppress(InvalidInputError):
+            decode_picture(base64.b64encode(mangled).decode(), "image", 100)
+
+
+@pytest.mark.parametrize("size", [(2000, 1), (1, 2000)])
+def test_a_line_of_pixels_can_be_padded(size):
+    source = prepare_source(Image.new("RGB", size), None, (16, 16), (16, 16), "pad", 0)
+    assert source.pixels.shape == (16, 16, 3)
+
+
+@pytest.mark.parametrize("feather", [1, 4, 64, 256])
+def test_feathering_never_hides_all_that_is_painted(feather):
+    """Thin lines, specks and grey areas stay visible, and what is far inside is seen at the mask's own value."""
+    for inside in (np.s_[10:12, :], np.s_[14:18, 14:18], np.s_[:, 20:21]):
+        for value in (255, 128, 1):
+            mask = np.zeros((40, 40), np.uint8)
+            mask[inside] = value
+            blend = blend_of(mask, feather)
+            assert ((blend > 0) == (mask > 0)).all()
+            assert (blend <= mask).all()
+    wide = np.zeros((8, 600), np.uint8)
+    wide[:, 20:] = 200
+    assert blend_of(wide, 256)[4, -1] == 200
+    assert (np.diff(blend_of(wide, 256)[4].astype(int)) >= 0).all()
 
 
 def test_pictures_are_read_as_people_send_them():
@@ -197,11 +245,54 @@ def test_the_picture_grows_to_what_the_models_can_draw():
 
 
 def test_painting_blends_in_inside_of_the_mask_alone():
-    mask = np.zeros((32, 32), np.float32)
-    mask[:, 16:] = 1
+    mask = np.zeros((32, 32), np.uint8)
+    mask[:, 16:] = 255
     blend = blend_of(mask, 6)
     assert (blend[:, :16] == 0).all()
     assert (np.diff(blend[16, 16:]) >= 0).all()
-    assert blend[16, 16] < 0.3
-    assert (blend[:, 24:] > 0.98).all()
+    assert 0 < blend[16, 16] < 0.3 * 255
+    assert (blend[:, 24:] == 255).all()
     assert np.array_equal(blend_of(mask, 0), mask)
+
+
+def test_what_is_over_holds_no_picture(client):
+    body = ask(image=encoded(noise(16, 16)), mask=encoded(half(16, 16)))
+    answer = client.post(AND, json=body, headers={"Prefer": "respond-async"})
+    services = client.app.state.services
+    record = services.registry.get(answer.json()["id"])
+    assert record.job.weight == 0 or record.job.weight == 16 * 16 * 5
+    record.job.result.result(60)
+    assert record.job.source is None
+    assert (record.body.image, record.body.mask) == (None, None)
+
+
+def test_pictures_that_wait_are_bounded_in_bytes(models):
+    settings = Settings(waiting_bytes=3 * 16 * 16 + 1, running_rows=1)
+    with TestClient(create_app(settings, catalog=Catalog.of(models))) as client:
+        body = ask(image=encoded(noise(16, 16)), steps=400)
+        answers = [client.post(AND, json=body, headers={"Prefer": "respond-async"}) for _ in range(4)]
+        assert answers[-1].status_code == 429
+        assert "bytes of pictures wait already" in answers[-1].json()["detail"]
+        for answer in answers[:-1]:
+            if answer.status_code == 202:
+                client.delete(answer.headers["Location"])
+
+
+def test_models_beyond_the_budget_are_loaded_once_a_request_and_never_by_the_event_loop(folders, monkeypatch):
+    loads = []
+    load = Catalog._load
+
+    def noted(catalog, entry):
+        loads.append((entry.name, threading.current_thread().name))
+        return load(catalog, entry)
+
+    monkeypatch.setattr(Catalog, "_load", noted)
+    entries = [Entry(name, folders / name) for name in ("one", "two")]
+    catalog = Catalog(entries, "cpu", MemoryPolicy(budget=1))
+    with TestClient(create_app(Settings(preload=False), catalog=catalog)) as client:
+        for _ in range(3):
+            loads.clear()
+            assert client.post(AND, json=ask()).status_code == 200
+            names = [name for name, _ in loads]
+            assert len(set(names)) == len(names)
+            assert all(thread.startswith("superdiff-loader") for _, thread in loads)

@@ -95,7 +95,10 @@ def test_the_data_space_is_what_the_autoencoder_does(folder, tmp_path):
     (same / "vae/config.json").write_text(json.dumps(config | {"_name_or_path": "somebody/else"}))
     (same / "vae/diffusion_pytorch_model.fp16.safetensors").write_bytes(b"another file beside it")
     assert load(same).card.space == space
-    assert StableDiffusion.load(folder, CPU, torch.float16).card.space == space
+    for dtype in (torch.float16, torch.bfloat16):
+        coarse = StableDiffusion.load(folder, CPU, dtype)
+        assert coarse.card.space == space
+        assert {weight.dtype for network in coarse.networks for weight in network.parameters()} == {dtype}
     (same / "vae/config.json").write_text(json.dumps(config | {"scaling_factor": 0.5}))
     assert load(same).card.space != space
     tiny.stable_diffusion(tmp_path / "other", seed=1)

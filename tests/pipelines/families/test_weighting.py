@@ -29,6 +29,8 @@ LONG = "a red circle and a blue star and a green square, " * 4
         ("open (never closed:1.2", [("open (never closed:1.2", 1.0)]),
         ("closed) never open", [("closed) never open", 1.0)]),
         ("(half:.5)", [("half", 0.5)]),
+        ("((meet at 10:30:1.2))", [("(", 1.0), ("meet at 10:30", 1.2), (")", 1.0)]),
+        ("((a:2) b:3)", [("a", 6.0), (" b", 3.0)]),
         ("time 12:30 (x)", [("time 12:30 (x)", 1.0)]),
         ("back\\slash", [("back\\slash", 1.0)]),
         ("", []),

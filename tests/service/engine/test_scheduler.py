@@ -17,6 +17,7 @@ class Work:
     submitted: float = 0.0
     deadline: float = math.inf
     cancelled: bool = False
+    weight: int = 0
 
 
 def scheduler(*works, **limits):
