@@ -1,10 +1,13 @@
 """Reads a picture of shapes back into words: the independent judge of what the builtin models drew.
 
 It knows nothing of any network. A pixel belongs to the nearest colour of the palette or to the ground; a connected
-patch of one colour is a thing; its kind is read from two numbers that neither size nor tilt change:
+patch of one colour is a thing; its kind is read from three numbers that neither size nor tilt change:
 
+    elongation largest / smallest second moment            below 1.23 for all four kinds, 1 in the limit
     solidity   area / area of the convex hull              star 0.5–0.6, the others above 0.83
     roundness  area / area of the circle about the centroid    circle 1, square 2/π, triangle 0.41
+
+Shapes never touch, so patches that do are parts of something two-coloured, and neither is read as a shape.
 """
 
 from dataclasses import dataclass
@@ -20,8 +23,10 @@ from scipy.spatial import ConvexHull, QhullError
 from pipelines.builtin.scenes import COLOURS, MAX_OBJECTS, SHAPES
 
 _GROUND_LEVELS: Final = (200, 228, 255)
+_NEIGHBOURS: Final = np.ones((3, 3), dtype=bool)
 _SPECK: Final = 36
 _LARGEST: Final = 700
+_LONGEST: Final = 1.3
 _STAR_SOLIDITY: Final = (0.42, 0.70)
 _SOLID: Final = 0.79
 _ROUNDNESS: Final = {"triangle": (0.34, 0.54), "square": (0.54, 0.77), "circle": (0.80, 1.1)}
@@ -43,13 +48,15 @@ def read_picture(picture: NDArray[np.uint8]) -> list[Found]:
         picture: (height, width, 3) RGB.
     """
     labels = _nearest_colour(picture)
-    found = []
+    masks: list[tuple[str, NDArray[np.bool_]]] = []
     for index, colour in enumerate(COLOURS):
-        patches, _ = ndimage.label(labels == index, structure=np.ones((3, 3)))
-        for k, box in enumerate(ndimage.find_objects(patches), start=1):
-            mask = patches[box] == k
-            if (area := int(mask.sum())) >= _SPECK:
-                found.append(Found(colour, _kind(mask), area))
+        patches, count = ndimage.label(labels == index, structure=_NEIGHBOURS)
+        masks += [(colour, mask) for k in range(1, count + 1) if (mask := patches == k).sum() >= _SPECK]
+    covered = sum((mask.astype(int) for _, mask in masks), np.zeros(labels.shape, int))
+    found = []
+    for colour, mask in masks:
+        alone = not (ndimage.binary_dilation(mask, _NEIGHBOURS) & (covered > mask)).any()
+        found.append(Found(colour, _kind(mask) if alone else None, int(mask.sum())))
     return sorted(found, key=lambda patch: -patch.area)
 
 
@@ -98,6 +105,9 @@ def _kind(mask: NDArray[np.bool_]) -> str | None:
     if area > _LARGEST:
         return None
     ys, xs = np.nonzero(mask)
+    least, most = np.linalg.eigvalsh(np.cov(np.stack([xs, ys])))
+    if most > _LONGEST * least:
+        return None
     # Corners of the pixels, so that the hull's area counts whole pixels like the patch's own.
     corners = np.concatenate([np.stack([xs + dx, ys + dy], axis=1) for dx in (0, 1) for dy in (0, 1)])
     try:

@@ -59,3 +59,26 @@ def test_the_oracle_counts_and_knows_malformed_things():
     picture[2:5, 2:40] = COLOURS["red"]
     assert not well_formed(read_picture(picture))
     assert not well_formed(read_picture(np.full((64, 64, 3), 240, dtype=np.uint8)))
+
+
+def painted(*boxes):
+    """A pale picture with boxes of a colour each."""
+    picture = np.full((64, 64, 3), 240, dtype=np.uint8)
+    for colour, box in boxes:
+        picture[box] = COLOURS[colour]
+    return picture
+
+
+@pytest.mark.parametrize(
+    "picture",
+    [
+        painted(("green", np.s_[20:40, 20:30]), ("blue", np.s_[20:40, 30:40])),
+        painted(("red", np.s_[10:24, 10:24]), ("red", np.s_[23:37, 23:37])),
+        painted(("red", np.s_[10:20, 10:40])),
+    ],
+    ids=["a square of two colours", "two squares that touch", "a bar"],
+)
+def test_what_is_no_shape_is_read_as_none(picture):
+    found = read_picture(picture)
+    assert [patch.shape for patch in found] == [None] * len(found)
+    assert not well_formed(found)
