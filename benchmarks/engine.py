@@ -5,7 +5,7 @@ Side by side, in pictures a second, decoding included everywhere but in the limi
     one by one   the way of the published scripts: one request after another, a forward a component and step
     diffusers    StableDiffusionPipeline, one prompt a call: two rows a step where the composition needs three
     plain loop   one request through `sample`: one batched forward a step, and no engine
-    engine(n)    n requests at once
+    engine(n)    n requests at once; with --fast, in bfloat16 and channels last
     raw          the same rows through the network at the best batch size, and nothing else: the limit
 
 Then a mixed crowd: OR, AND and average of one to five components, 5 to 60 steps, two models, arriving at random. Its
@@ -38,6 +38,7 @@ from service.engine.job import Job
 from service.engine.scheduler import Limits
 
 CROWDS = (1, 4, 16, 64)
+FAST = (1, 16)
 BATCHES = (48, 96, 192)
 MIXED = 60
 LIMITS = Limits(running_rows=192, caller_jobs=1000, waiting_jobs=1000)
@@ -78,7 +79,11 @@ def uniform(repeats: int) -> tuple[str, dict[str, float]]:
     )
     pipeline.scheduler = EulerAncestralDiscreteScheduler.from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
-    with Engine(Executor(catalog, forward_rows=LIMITS.running_rows), LIMITS) as engine:
+    swift = Catalog.builtin(fast=True)
+    with (
+        Engine(Executor(catalog, forward_rows=LIMITS.running_rows), LIMITS) as engine,
+        Engine(Executor(swift, forward_rows=LIMITS.running_rows), LIMITS) as fast,
+    ):
         ways: dict[str, Callable[[], object]] = {
             "one by one": lambda: model.decode(one_by_one(model, request(0))),
             "diffusers, one prompt": lambda: pipeline(
@@ -86,10 +91,12 @@ def uniform(repeats: int) -> tuple[str, dict[str, float]]:
             ),
             "plain loop": lambda: model.decode(sample(EXPRESSION, request(0), {"shapes": model}).z),
             **{f"engine({n})": partial(serve, engine, n) for n in CROWDS},
+            **{f"engine({n}), --fast": partial(serve, fast, n) for n in FAST},
             **{f"raw({b})": partial(raw, model, 3 * STEPS * 16, b) for b in BATCHES},
         }
         seconds = medians(interleaved(ways, repeats))
-    pictures = dict.fromkeys(ways, 1) | {f"engine({n})": n for n in CROWDS} | {f"raw({b})": 16 for b in BATCHES}
+    pictures = dict.fromkeys(ways, 1) | {f"raw({b})": 16 for b in BATCHES}
+    pictures |= {f"engine({n})": n for n in CROWDS} | {f"engine({n}), --fast": n for n in FAST}
     speed = {name: pictures[name] / value for name, value in seconds.items()}
     best = max(value for name, value in speed.items() if name.startswith("raw"))
     rows = [
