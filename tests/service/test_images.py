@@ -270,12 +270,15 @@ def test_pictures_that_wait_are_bounded_in_bytes(models):
     settings = Settings(waiting_bytes=3 * 16 * 16 + 1, running_rows=1)
     with TestClient(create_app(settings, catalog=Catalog.of(models))) as client:
         body = ask(image=encoded(noise(16, 16)), steps=400)
-        answers = [client.post(AND, json=body, headers={"Prefer": "respond-async"}) for _ in range(4)]
-        assert answers[-1].status_code == 429
-        assert "bytes of pictures wait already" in answers[-1].json()["detail"]
-        for answer in answers[:-1]:
-            if answer.status_code == 202:
-                client.delete(answer.headers["Location"])
+        answers = [client.post(AND, json=body, headers={"Prefer": "respond-async"}) for _ in range(6)]
+        taken = [answer for answer in answers if answer.status_code == 202]
+        # One runs, and one waits.
+        assert 1 <= len(taken) <= 2
+        for answer in answers:
+            if answer not in taken:
+                assert "bytes of pictures wait already" in refused(answer, 429)["detail"]
+        for answer in taken:
+            client.delete(answer.headers["Location"])
 
 
 def test_models_beyond_the_budget_are_loaded_once_a_request_and_never_by_the_event_loop(folders, monkeypatch):
