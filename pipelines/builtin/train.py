@@ -11,6 +11,7 @@ Stable Diffusion's schedule, with the plain mean squared error in v.
 """
 
 import argparse
+import json
 import os
 import shutil
 from collections.abc import Sequence
@@ -273,6 +274,10 @@ def save_model(
     )
     pipeline.to(torch.float16).save_pretrained(folder)
     pipeline.to(torch.float32)
+    for config in folder.glob("*/config.json"):
+        said = json.loads(config.read_text())
+        said.pop("_name_or_path", None)  # where an earlier run's weights lay
+        config.write_text(json.dumps(said, indent=2, sort_keys=True) + "\n")
     if shared_with is not None:
         for part in SHARED:
             shutil.rmtree(folder / part)
