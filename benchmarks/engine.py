@@ -10,12 +10,13 @@ Side by side, in pictures a second, decoding included everywhere but in the limi
 
 Then a mixed crowd: OR, AND and average of one to five components, 5 to 60 steps, two models, arriving at random. Its
 limit is the time that the crowd's rows take in raw forwards at the best batch size; no request should wait longer than
-twice what strict first come, first served would have made it wait.
+twice what strict first come, first served would have made it wait, each request stepping with its own rows alone.
 """
 
 import random
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import wait
 from functools import partial
@@ -23,7 +24,7 @@ from functools import partial
 import torch
 from diffusers import EulerAncestralDiscreteScheduler, StableDiffusionPipeline
 
-from benchmarks.harness import arguments, interleaved, medians, report, table
+from benchmarks.harness import alone, arguments, interleaved, medians, report, table
 from benchmarks.sampler import GUIDANCE, PROMPTS, STEPS, expanded, one_by_one
 from pipelines.catalog import Catalog
 from pipelines.composition import And, Average, Expression, Or, Prompt
@@ -51,9 +52,10 @@ def request(seed: int) -> SamplingParams:
     return SamplingParams(steps=STEPS, guidance_scale=GUIDANCE, seed=seed)
 
 
-def serve(engine: Engine, count: int) -> None:
-    """Have ``count`` requests served at once."""
-    wait([engine.submit(EXPRESSION, request(seed)).result for seed in range(count)])
+def serve(catalog: Catalog, count: int) -> None:
+    """Have ``count`` requests served at once, by an engine of their own."""
+    with Engine(Executor(catalog, forward_rows=LIMITS.running_rows), LIMITS) as engine:
+        wait([engine.submit(EXPRESSION, request(seed)).result for seed in range(count)])
 
 
 @torch.inference_mode()
@@ -70,31 +72,35 @@ def raw(model: Model, rows: int, batch: int) -> float:
     return (time.perf_counter() - start) * rows / (batch * max(1, rows // batch))
 
 
-def uniform(repeats: int) -> tuple[str, dict[str, float]]:
-    """The table of the uniform crowd, and pictures a second by way."""
-    catalog = Catalog.builtin()
-    model = catalog.get("shapes")
+def loaded() -> tuple[Catalog, Catalog, StableDiffusionPipeline]:
+    """The models, exact and fast, and diffusers' pipeline of the same weights."""
+    catalogs = Catalog.builtin(), Catalog.builtin(fast=True)
+    for catalog in catalogs:
+        for name in catalog.names:
+            catalog.get(name)
     pipeline = StableDiffusionPipeline.from_pretrained(
         BUILTIN_FOLDER / "shapes", dtype=torch.float32, safety_checker=None, requires_safety_checker=False
     )
     pipeline.scheduler = EulerAncestralDiscreteScheduler.from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
-    swift = Catalog.builtin(fast=True)
-    with (
-        Engine(Executor(catalog, forward_rows=LIMITS.running_rows), LIMITS) as engine,
-        Engine(Executor(swift, forward_rows=LIMITS.running_rows), LIMITS) as fast,
-    ):
-        ways: dict[str, Callable[[], object]] = {
-            "one by one": lambda: model.decode(one_by_one(model, request(0))),
-            "diffusers, one prompt": lambda: pipeline(
-                PROMPTS[0], num_inference_steps=STEPS, guidance_scale=GUIDANCE, width=64, height=64
-            ),
-            "plain loop": lambda: model.decode(sample(EXPRESSION, request(0), {"shapes": model}).z),
-            **{f"engine({n})": partial(serve, engine, n) for n in CROWDS},
-            **{f"engine({n}), --fast": partial(serve, fast, n) for n in FAST},
-            **{f"raw({b})": partial(raw, model, 3 * STEPS * 16, b) for b in BATCHES},
-        }
-        seconds = medians(interleaved(ways, repeats))
+    return *catalogs, pipeline
+
+
+def uniform(repeats: int) -> tuple[str, dict[str, float]]:
+    """The table of the uniform crowd, and pictures a second by way."""
+    catalog, swift, pipeline = alone(loaded)
+    model = catalog.get("shapes")
+    ways: dict[str, Callable[[], object]] = {
+        "one by one": lambda: model.decode(one_by_one(model, request(0))),
+        "diffusers, one prompt": lambda: pipeline(
+            PROMPTS[0], num_inference_steps=STEPS, guidance_scale=GUIDANCE, width=64, height=64
+        ),
+        "plain loop": lambda: model.decode(sample(EXPRESSION, request(0), {"shapes": model}).z),
+        **{f"engine({n})": partial(serve, catalog, n) for n in CROWDS},
+        **{f"engine({n}), --fast": partial(serve, swift, n) for n in FAST},
+        **{f"raw({b})": partial(raw, model, 3 * STEPS * 16, b) for b in BATCHES},
+    }
+    seconds = medians(interleaved(ways, repeats))
     pictures = dict.fromkeys(ways, 1) | {f"raw({b})": 16 for b in BATCHES}
     pictures |= {f"engine({n})": n for n in CROWDS} | {f"engine({n}), --fast": n for n in FAST}
     speed = {name: pictures[name] / value for name, value in seconds.items()}
@@ -124,27 +130,31 @@ def a_crowd(rng: random.Random) -> list[tuple[float, Expression, SamplingParams]
 
 def mixed(seed: int) -> dict[str, float]:
     """Serve one mixed crowd: its time against its rows' raw time, the worst wait against first come, first served."""
-    catalog = Catalog.builtin()
+    catalog = alone(loaded)[0]
     models = {name: catalog.get(name) for name in catalog.names}
     crowd = a_crowd(random.Random(seed))
-    work = [len(lay_out(expression, params, models)[0].rows) * params.steps for _, expression, params in crowd]
+    layouts = [lay_out(expression, params, models)[0] for _, expression, params in crowd]
+    work = [len(layout.rows) * params.steps for layout, (_, _, params) in zip(layouts, crowd, strict=True)]
     jobs: list[Job] = []
     with Engine(Executor(catalog, forward_rows=LIMITS.running_rows), LIMITS) as engine:
         wait([engine.submit(EXPRESSION, request(0)).result])
         start = time.perf_counter()
-        for (at, expression, params), _ in zip(crowd, work, strict=True):
+        for at, expression, params in crowd:
             time.sleep(max(0.0, start + at - time.perf_counter()))
             jobs.append(engine.submit(expression, params))
         wait([job.result for job in jobs])
         took = time.perf_counter() - start
     # Both models have one architecture, so raw rows of one stand for rows of both.
-    per_row = min(raw(catalog.get("shapes"), 960, batch) / 960 for batch in BATCHES)
+    model = catalog.get("shapes")
+    per_row = min(alone(partial(raw, model, 960, batch)) / 960 for batch in BATCHES)
     limit = per_row * sum(work)
-    # Strict first come, first served at the same raw speed: each request alone at the head of the line.
+    step = {rows: alone(partial(raw, model, 20 * rows, rows)) / 20 for rows in range(1, 8)}
+    # Strict first come, first served: each request alone on the device, a forward a model and step.
     free, worst = 0.0, 0.0
-    for (at, *_), job, rows in zip(crowd, jobs, work, strict=True):
-        free = max(free, at) + rows * per_row
-        worst = max(worst, (job.ended - job.submitted) / (free - at + rows * per_row))
+    for (at, _, params), layout, job in zip(crowd, layouts, jobs, strict=True):
+        forwards = Counter(row.model for row in layout.rows).values()
+        free = max(free, at) + params.steps * sum(step[rows] for rows in forwards)
+        worst = max(worst, (job.ended - job.submitted) / (free - at))
     return {"seconds": took, "limit_seconds": limit, "share": limit / took, "worst_wait_ratio": worst}
 
 

@@ -7,26 +7,41 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+
+T = TypeVar("T")
 
 
 def interleaved(ways: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
     """Seconds of each way, its repeats taken in turn so that whatever else the machine does falls on all alike.
 
-    Every way runs once beforehand, untimed.
+    Every way runs once beforehand, untimed; and each time in a thread of its own, so that no idle OpenMP team of one
+    way slows the others down (``service.services.Services.load`` tells how).
     """
-    for way in ways.values():
-        way()
     seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(repeats):
+    for repeat in range(repeats + 1):
         for name, way in ways.items():
-            start = time.perf_counter()
-            way()
-            seconds[name].append(time.perf_counter() - start)
+            took = alone(partial(_timed, way))
+            if repeat:
+                seconds[name].append(took)
     return seconds
+
+
+def alone(way: Callable[[], T]) -> T:
+    """What a way returns, run in a thread that ends with it."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(way).result()
+
+
+def _timed(way: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    way()
+    return time.perf_counter() - start
 
 
 def medians(seconds: Mapping[str, Sequence[float]]) -> dict[str, float]:

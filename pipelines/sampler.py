@@ -156,7 +156,11 @@ class NoiseSource:
 
     def draw(self) -> Tensor:
         """The next (B, …) standard normal numbers, on the CPU."""
-        return torch.stack([torch.randn(self._shape, generator=g, dtype=torch.float32) for g in self._generators])
+        noise = torch.empty(len(self._generators), *self._shape, dtype=torch.float32)
+        for row, generator in zip(noise, self._generators, strict=True):
+            # In place: nothing here that torch would share among threads (service.services.Services.load says why).
+            torch.randn(self._shape, generator=generator, out=row)
+        return noise
 
 
 def prepare(

@@ -57,7 +57,6 @@ def create_app(
         for task in background:
             task.cancel()
         await asyncio.to_thread(engine.stop, settings.grace_s)
-        services.loader.shutdown(wait=False, cancel_futures=True)
 
     app = FastAPI(
         title="superdiff-serve", version=version("superdiff-serve"), description=_DESCRIPTION, lifespan=lifespan

@@ -28,7 +28,6 @@ class Services:
         engine: What runs the jobs.
         registry: The jobs by id.
         ready: Set when the models that are to be ready are loaded, or cannot be.
-        loader: The one thread that loads models: requests that wait for a model hold nobody else up.
     """
 
     settings: Settings
@@ -36,7 +35,6 @@ class Services:
     engine: Engine
     registry: Registry
     ready: asyncio.Event = field(default_factory=asyncio.Event)
-    loader: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "superdiff-loader"))
 
     @contextlib.asynccontextmanager
     async def models(self, names: Iterable[str]) -> AsyncIterator[Mapping[str, Model]]:
@@ -57,8 +55,17 @@ class Services:
             self.catalog.release(wanted, unload=False)
 
     async def load(self, name: str) -> Model:
-        """The model of a name, loaded off the event loop; see :meth:`Catalog.get` for what is raised."""
-        return await asyncio.get_running_loop().run_in_executor(self.loader, self.catalog.get, name)
+        """The model of a name, loaded off the event loop; see :meth:`Catalog.get` for what is raised.
+
+        In a thread that ends with it: OpenMP keeps a team of workers for every thread that ever computed, and with more
+        workers than processors they all go to sleep between any two operations. On two cores the engine's steps took
+        three times as long while a thread that had loaded models lived on.
+        """
+        loader = ThreadPoolExecutor(1, "superdiff-loader")
+        try:
+            return await asyncio.get_running_loop().run_in_executor(loader, self.catalog.get, name)
+        finally:
+            loader.shutdown(wait=False)
 
 
 def _of(request: Request) -> Services:
