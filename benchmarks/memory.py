@@ -2,11 +2,12 @@
 
 import gc
 from concurrent.futures import wait
+from functools import partial
 
 import psutil
 
 from benchmarks.engine import EXPRESSION, LIMITS, request
-from benchmarks.harness import arguments, report, table
+from benchmarks.harness import alone, arguments, report, table
 from pipelines.catalog import Catalog
 from service.engine.engine import Engine
 from service.engine.executor import Executor
@@ -26,7 +27,7 @@ def main() -> None:
     given = arguments("memory", __doc__)
     catalog = Catalog.builtin()
     for name in catalog.names:
-        catalog.get(name)
+        alone(partial(catalog.get, name))
     numbers = {"models loaded": resident()}
     with Engine(Executor(catalog, forward_rows=LIMITS.running_rows), LIMITS) as engine:
         for done in range(1, ROUNDS + 1):
