@@ -240,6 +240,8 @@ class Catalog:
             return self._drop(idle)
 
     def _unload_beyond_budget(self, newcomer: "_Slot | None" = None) -> None:
+        if self._policy.budget == math.inf:
+            return
         with self._lock:
             there = {slot for slot in self._slots.values() if slot.present is not None}
             free = [slot for slot in self._unused() if slot is not newcomer]

@@ -79,6 +79,7 @@ def build_engine(settings: Settings, catalog: Catalog) -> Engine:
         caller_jobs=settings.caller_jobs,
         running_rows=settings.running_rows,
         ageing_s=settings.ageing_s,
+        stretch=settings.stretch,
     )
     executor = Executor(
         catalog, forward_rows=settings.forward_rows, decode_images=settings.decode_images, metrics=metrics

@@ -26,6 +26,9 @@ class Settings(BaseSettings):
     forward_rows: Annotated[int, Field(ge=1, description="Network rows in one forward.")] = 96
     decode_images: Annotated[int, Field(ge=1, description="Pictures decoded between two steps.")] = 8
     ageing_s: Annotated[float, Field(gt=0, description="Seconds of waiting that count as one priority.")] = 30.0
+    stretch: Annotated[
+        float, Field(ge=1, description="Times as long as first come, first served that sharing may make a job wait.")
+    ] = 2.0
     keep_s: Annotated[float, Field(ge=0, description="Seconds that finished jobs can be asked for.")] = 600.0
     keep_bytes: Annotated[int, Field(ge=0, description="Bytes that they may hold, all together.")] = 512 << 20
     max_job_work: Annotated[int, Field(ge=1, description="Network rows of one request, over all its steps.")] = 200_000

@@ -124,7 +124,7 @@ class Engine:
             QueueFullError: There is no place; says when to come again.
             EngineStoppedError: The engine is stopping.
         """
-        job = Job(expression, params, self._executor.rows(expression, params), ask or Ask(), source)
+        job = Job(expression, params, self._executor.parts(expression, params), ask or Ask(), source)
         with self._wake:
             if not self._open:
                 raise EngineStoppedError("the service is shutting down")
@@ -247,6 +247,8 @@ class Engine:
         began = self._stopwatch()
         self._advance(group)
         took = self._stopwatch() - began
+        with self._wake:
+            self._scheduler.took(group, took)
         for model in models:
             self._served[model] += took
         rate = rows / max(took, 1e-9)

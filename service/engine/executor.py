@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, Generic, TypeVar
@@ -33,6 +33,7 @@ from pipelines.sampler import (
 )
 from service.engine.job import Job, Outcome, Phase, Point, Preview, Source
 from service.engine.metrics import Metrics
+from service.engine.pace import Parts
 
 _LOG: Final = logging.getLogger(__name__)
 _CACHED_CONDITIONS: Final = 1024
@@ -117,9 +118,13 @@ class Executor:
         # Noise for the next step is drawn while the network computes this one.
         self._drawing = ThreadPoolExecutor(1, "superdiff-noise")
 
-    def rows(self, expression: Expression, params: SamplingParams) -> int:
-        """How many network rows a request needs at every step; any thread may ask."""
-        return len(lay_out(expression, params, self._models([expression]))[0].rows) * params.num_images
+    def parts(self, expression: Expression, params: SamplingParams) -> Parts:
+        """How many network rows a request needs at every step, by model and sample shape; any thread may ask."""
+        models = self._models([expression])
+        layout, _ = lay_out(expression, params, models)
+        shape = sample_shape(expression, params, models)
+        asked = Counter((row.model, shape) for row in layout.rows)
+        return {part: count * params.num_images for part, count in asked.items()}
 
     def hold(self, job: Job) -> None:
         """Keep the job's models loaded until :meth:`release`; any thread may ask."""

@@ -15,6 +15,7 @@ from pipelines.composition import Expression
 from pipelines.params import SamplingParams
 from pipelines.sampler import NoiseSource, SamplerState
 from service.engine.events import Channel
+from service.engine.pace import Parts
 from service.engine.scheduler import DEFAULT_PRIORITY
 
 
@@ -143,7 +144,7 @@ class Job:
     Attributes:
         expression: What to compose.
         params: How.
-        rows: Network rows that it needs at every step.
+        parts: Network rows that it needs at every step, by model and sample shape.
         ask: What its caller wants besides.
         source: The known picture, if there is one.
         id: Unlike any other.
@@ -164,7 +165,7 @@ class Job:
 
     expression: Expression
     params: SamplingParams
-    rows: int
+    parts: Parts
     ask: Ask = field(default_factory=Ask)
     source: Source | None = None
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
@@ -208,14 +209,24 @@ class Job:
         return self.steps_taken if state is None else state.index
 
     @property
+    def rows(self) -> int:
+        """Network rows that it needs at every step."""
+        return sum(self.parts.values())
+
+    @property
+    def left(self) -> int:
+        """Steps still to take."""
+        return self.params.calls - self.index
+
+    @property
     def stepped(self) -> bool:
         """Whether every step is taken."""
-        return self.index == self.params.calls
+        return self.left == 0
 
     @property
     def work(self) -> int:
         """Network rows still to compute."""
-        return self.rows * (self.params.calls - self.index)
+        return self.rows * self.left
 
     @property
     def weight(self) -> int:

@@ -2,7 +2,8 @@
 
 Jobs wait by priority, and within a priority every caller in turn. The next job is fixed by that order alone: a job that
 does not fit yet is waited for, never overtaken, so that large jobs cannot starve. A waiting job rises by one priority
-every ``ageing_s`` seconds, so that low ones cannot either.
+every ``ageing_s`` seconds, so that low ones cannot either. A job that fits waits all the same while its rows
+would make somebody late who runs (:mod:`service.engine.pace`).
 """
 
 import heapq
@@ -11,11 +12,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, Generic, Protocol, TypeVar
 
+from service.engine.pace import Pace, Paced
+
 HIGHEST_PRIORITY: Final = 9
 DEFAULT_PRIORITY: Final = 5
 
 
-class Runnable(Protocol):
+class Runnable(Paced, Protocol):
     """What the scheduler knows of a job."""
 
     @property
@@ -26,11 +29,6 @@ class Runnable(Protocol):
     @property
     def caller(self) -> str:
         """Who asked."""
-        ...
-
-    @property
-    def priority(self) -> int:
-        """0 to 9; higher runs earlier."""
         ...
 
     @property
@@ -68,6 +66,8 @@ class Limits:
         caller_jobs: Jobs that one caller may have waiting and running.
         running_rows: Rows that may run at once. A job larger than that runs alone.
         ageing_s: Seconds of waiting that count as one priority.
+        stretch: How many times as long as by strict first come, first served, each job alone, a job may be made to wait
+            by those who share the device with it; infinite for no bound.
     """
 
     waiting_jobs: int = 256
@@ -76,6 +76,7 @@ class Limits:
     caller_jobs: int = 64
     running_rows: int = 96
     ageing_s: float = 30.0
+    stretch: float = 2.0
 
 
 class QueueFullError(Exception):
@@ -97,6 +98,9 @@ class Scheduler(Generic[J]):
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
+        self._pace = Pace(limits.stretch)
+        # Job → when it is due, of those that wait or run.
+        self._due: dict[J, float] = {}
         # (priority, caller) → its jobs, first come first. Empty queues are removed.
         self._waiting: dict[tuple[int, str], deque[J]] = {}
         self._running: list[J] = []
@@ -136,6 +140,7 @@ class Scheduler(Generic[J]):
         own = sum(other.caller == job.caller for other in (*waiting, *self._running))
         if own >= limits.caller_jobs:
             raise QueueFullError(f"this caller has {own} jobs waiting or running; no more may be", len(waiting))
+        self._due[job] = self._pace.due(job, first=not (waiting or self._running))
         self._waiting.setdefault((job.priority, job.caller), deque()).append(job)
 
     def admit(self, now: float) -> list[J]:
@@ -147,6 +152,8 @@ class Scheduler(Generic[J]):
                 (queue[0] for queue in self._waiting.values()), key=lambda head: self._rank(head, self._served, now)
             )
             if self._running and used + job.rows > self._limits.running_rows:
+                break
+            if not self._pace.may_join(job, [(other, self._due[other]) for other in self._running]):
                 break
             self._take(job)
             self._admissions += 1
@@ -189,15 +196,21 @@ class Scheduler(Generic[J]):
         self._remove(gone)
         return gone
 
+    def took(self, jobs: Iterable[J], seconds: float) -> None:
+        """Learn what a joint step of these jobs took."""
+        self._pace.took(jobs, seconds)
+
     def retire(self, jobs: Iterable[J]) -> None:
         """Take jobs out of the running set."""
-        over = set(map(id, jobs))
-        self._running = [job for job in self._running if id(job) not in over]
+        over = set(jobs)
+        self._running = [job for job in self._running if job not in over]
+        self._forget(over)
 
     def clear_waiting(self) -> list[J]:
         """Empty the queue, and return what it held."""
         held = self.waiting
         self._waiting.clear()
+        self._forget(held)
         return held
 
     def _rank(self, job: J, served: dict[str, int], now: float) -> tuple[int, int, float]:
@@ -209,10 +222,14 @@ class Scheduler(Generic[J]):
         return -aged, served.get(job.caller, 0), job.submitted
 
     def _remove(self, jobs: Sequence[J]) -> None:
-        gone = set(map(id, jobs))
-        kept = {key: deque(job for job in queue if id(job) not in gone) for key, queue in self._waiting.items()}
+        gone = set(jobs)
+        kept = {key: deque(job for job in queue if job not in gone) for key, queue in self._waiting.items()}
         self._waiting = {key: queue for key, queue in kept.items() if queue}
         self.retire(jobs)
+
+    def _forget(self, jobs: Iterable[J]) -> None:
+        for job in jobs:
+            self._due.pop(job, None)
 
     def _take(self, head: J) -> None:
         """Remove the head of a queue, and the queue when that empties it."""

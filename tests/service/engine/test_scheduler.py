@@ -18,6 +18,11 @@ class Work:
     deadline: float = math.inf
     cancelled: bool = False
     weight: int = 0
+    left: int = 1
+
+    @property
+    def parts(self):
+        return {"m": self.rows}
 
 
 def scheduler(*works, **limits):
