@@ -15,6 +15,7 @@
 | channels_last | the network's weights are laid out channels last: faster on most machines, float32 rounding differs |
 | compile | the network is compiled when it is loaded (minutes, and a C++ compiler); not together with loras |
 | tiling | decode and encode in tiles, for large pictures in little memory |
+| forward_rows | how many rows one forward of the network may take; more are split over several |
 """
 
 from collections.abc import Callable, Mapping
@@ -37,6 +38,7 @@ SINGLE_FILE: Final = ".safetensors"
 _STEPS: Final = 25
 _MAX_GUIDANCE: Final = 100
 _MAX_SKIPPED: Final = 11
+_MAX_ROWS: Final = 100_000
 
 
 class Family(NamedTuple):
@@ -89,6 +91,7 @@ class Entry:
         tiling: Whether pictures are decoded and encoded in tiles.
         clip_skip: How many of CLIP's last layers are left out.
         keep: Whether it is never unloaded.
+        forward_rows: How many rows one forward may take; None for the service's own bound.
     """
 
     name: str
@@ -109,6 +112,7 @@ class Entry:
     tiling: bool = False
     clip_skip: int = 0
     keep: bool = False
+    forward_rows: int | None = None
 
     @classmethod
     def parse(cls, name: str, table: Mapping[str, Any], base: Path) -> Self:
@@ -190,6 +194,7 @@ _KEYS: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {
     "compile": (_is_yes_or_no, "true or false"),
     "tiling": (_is_yes_or_no, "true or false"),
     "keep": (_is_yes_or_no, "true or false"),
+    "forward_rows": (_is_number(1, _MAX_ROWS, int), f"a whole number from 1 to {_MAX_ROWS}"),
 }
 
 

@@ -231,14 +231,15 @@ def _whole_condition(
 
 @torch.inference_mode()
 def evaluate(
-    states: Sequence[SamplerState], models: Mapping[str, Model], forward_rows: int | None = None
+    states: Sequence[SamplerState], models: Mapping[str, Model], forward_rows: Mapping[str, int] | None = None
 ) -> list[Tensor]:
     """x̂0 of every row of every state: one forward per model (and per length of text, where texts are long).
 
     Args:
         states: Not done, of one sample shape, on one device.
         models: The loaded models by name.
-        forward_rows: How many rows one forward may take; more are split over several. None for no bound.
+        forward_rows: How many rows one forward of a model may take, by its name; more are split over several. Models
+            that it does not name have no bound.
 
     Returns:
         For each state (B, M + P, …): its components, then its unconditional branches.
@@ -256,7 +257,8 @@ def evaluate(
         condition = collate([(states[i].conditions[j], size) for (i, j), size in zip(places, sizes, strict=True)])
         # A model computes where it lies; the samples lie with the first model of their expression.
         device = models[name].device
-        computed = _forward(models[name], z.to(device), sigma.to(device), condition, forward_rows or len(z))
+        rows = (forward_rows or {}).get(name, len(z))
+        computed = _forward(models[name], z.to(device), sigma.to(device), condition, rows)
         outputs = computed.to(z.device).split(sizes)
         for (i, j), output in zip(places, outputs, strict=True):
             answers[i][j] = output
@@ -433,11 +435,12 @@ def sample(
     """
     check(expression, params, models, on_canvas=canvas is not None)
     source = NoiseSource(params, sample_shape(expression, params, models))
+    bounds = None if forward_rows is None else dict.fromkeys(models, forward_rows)
     state = prepare(expression, params, models, source.draw(), canvas=canvas)
     while not state.done:
         # The last step adds no noise, so none is drawn for it.
         noise = source.draw() if state.index < state.schedule.steps - 1 else torch.zeros_like(state.z)
-        (state,) = step([state], evaluate([state], models, forward_rows), [noise])
+        (state,) = step([state], evaluate([state], models, bounds), [noise])
         if progress is not None:
             progress(state)
     return finish(state)

@@ -2,10 +2,10 @@
 
 import logging
 import time
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final, Generic, TypeVar
+from typing import Final
 
 import numpy as np
 import torch
@@ -31,68 +31,14 @@ from pipelines.sampler import (
     sample_shape,
     step,
 )
+from service.engine.bounds import LeastRecentlyUsed, RowBudget, RunAhead, out_of_memory
 from service.engine.job import Job, Outcome, Phase, Point, Preview, Source
 from service.engine.metrics import Metrics
 from service.engine.pace import Parts
 
 _LOG: Final = logging.getLogger(__name__)
 _CACHED_CONDITIONS: Final = 1024
-_RECOVERY_TICKS: Final = 64
 _BUDGETS: Final = 256
-
-K = TypeVar("K", bound=Hashable)
-V = TypeVar("V")
-
-
-class LeastRecentlyUsed(Generic[K, V]):
-    """A bounded cache that forgets what was not asked for longest."""
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._held: OrderedDict[K, V] = OrderedDict()
-
-    def __contains__(self, key: K) -> bool:
-        """Whether the key is held."""
-        return key in self._held
-
-    def get(self, key: K, make: Callable[[], V]) -> V:
-        """What is held under the key, made now if there is nothing."""
-        if key in self._held:
-            self._held.move_to_end(key)
-        else:
-            self._held[key] = make()
-            if len(self._held) > self._size:
-                self._held.popitem(last=False)
-        return self._held[key]
-
-
-class RowBudget:
-    """How many rows one forward may take: halved when memory runs out, doubled back when it has not for a while."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._quiet = 0
-        self.rows = limit
-
-    def shrink(self, tried: int) -> bool:
-        """Halve after ``tried`` rows were too many; False where one row was."""
-        if min(tried, self.rows) <= 1:
-            return False
-        self.rows, self._quiet = max(1, min(tried, self.rows) // 2), 0
-        return True
-
-    def went_well(self) -> None:
-        """Count a tick without trouble."""
-        self._quiet += 1
-        if self._quiet >= _RECOVERY_TICKS and self.rows < self._limit:
-            self.rows, self._quiet = min(self._limit, 2 * self.rows), 0
-
-
-def out_of_memory(error: Exception) -> bool:
-    """Whether an exception says that memory ran out, on an accelerator or on the host."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
 class Executor:
@@ -100,7 +46,8 @@ class Executor:
 
     Args:
         catalog: Where the models are.
-        forward_rows: How many rows one forward may take; larger sets are split and put together again.
+        forward_rows: How many rows one forward may take where the model's entry does not say; larger sets are split and
+            put together again.
         decode_images: How many samples are decoded in one go.
         metrics: Where it counts.
     """
@@ -112,9 +59,10 @@ class Executor:
         self._decode_images = decode_images
         self._conditions: LeastRecentlyUsed[Row, Condition] = LeastRecentlyUsed(_CACHED_CONDITIONS)
         self._forward_rows = forward_rows
-        # (models, sample shape) → how many rows one forward may take there.
+        # (model, sample shape) → how many rows one forward may take there.
         self._budgets: LeastRecentlyUsed[Hashable, RowBudget] = LeastRecentlyUsed(_BUDGETS)
         self._metrics = metrics or Metrics()
+        self._run_ahead = RunAhead()
         # Noise for the next step is drawn while the network computes this one.
         self._drawing = ThreadPoolExecutor(1, "superdiff-noise")
 
@@ -163,6 +111,7 @@ class Executor:
                 job.state, job.pending = new, None
                 self._draw_ahead(job)
                 self._tell(job, old, new, drawn)
+            self._run_ahead.queued(before[0].z.device)
 
     def decode(self, jobs: Sequence[Job]) -> list[tuple[Job, Outcome | Exception]]:
         """Check, decode and bring to the host what finished jobs of one model and sample shape drew."""
@@ -198,30 +147,45 @@ class Executor:
         self._drawing.shutdown(cancel_futures=True)
 
     def _evaluate(self, states: Sequence[SamplerState], models: Mapping[str, Model]) -> list[Tensor]:
-        rows = sum(len(state.z) * len(state.layout.rows) for state in states)
-        # What fits depends on the network and on the pictures' size; one set's shortage must not slow the others down.
-        budget = self._budgets.get((*models, states[0].z.shape[1:]), lambda: RowBudget(self._forward_rows))
+        asked = Counter[str]()
+        for state in states:
+            for row in state.layout.rows:
+                asked[row.model] += len(state.z)
+        # What fits depends on the network and on the pictures' size; one's shortage must not slow the others down.
+        budgets = {name: self._budget(name, states[0].z.shape[1:]) for name in asked}
         while True:
-            answers = self._try_evaluate(states, models, budget, rows)
+            answers = self._try_evaluate(states, models, budgets, asked)
             if answers is not None:
-                budget.went_well()
-                self._metrics.rows.inc(rows)
-                self._metrics.forward_rows.set(budget.rows)
+                for budget in budgets.values():
+                    budget.went_well()
+                self._metrics.rows.inc(asked.total())
+                self._metrics.forward_rows.set(min(budget.rows for budget in budgets.values()))
                 return answers
             # Only here, past the handler, are the failed attempt's tensors free.
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
 
+    def _budget(self, model: str, shape: Shape) -> RowBudget:
+        limit = self._catalog.entry(model).forward_rows or self._forward_rows
+        return self._budgets.get((model, shape), lambda: RowBudget(limit))
+
     def _try_evaluate(
-        self, states: Sequence[SamplerState], models: Mapping[str, Model], budget: RowBudget, rows: int
+        self,
+        states: Sequence[SamplerState],
+        models: Mapping[str, Model],
+        budgets: Mapping[str, RowBudget],
+        asked: Mapping[str, int],
     ) -> list[Tensor] | None:
-        """The networks' answers, or None where memory ran out and a smaller budget may help."""
+        """The networks' answers, or None where memory ran out and smaller budgets may help."""
         try:
-            return evaluate(states, models, budget.rows)
+            return evaluate(states, models, {name: budget.rows for name, budget in budgets.items()})
         except Exception as error:
-            if not out_of_memory(error) or not budget.shrink(rows):
+            # Which network it was, nobody says: all give way.
+            smaller = [name for name in asked if out_of_memory(error) and budgets[name].shrink(asked[name])]
+            if not smaller:
                 raise
-            _LOG.warning("out of memory; at most %d rows a forward from now on", budget.rows)
+            told = ", ".join(f"{budget.rows} of {name}" for name, budget in budgets.items())
+            _LOG.warning("out of memory; rows a forward from now on: at most %s", told)
             self._metrics.out_of_memory.inc()
             return None
 

@@ -2,18 +2,23 @@
 
 import random
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipelines.catalog import Catalog
 from pipelines.composition import And, Average, Or, Product, Prompt
 from pipelines.errors import NonFiniteError, UnknownModelError
 from pipelines.params import SamplingParams
-from pipelines.sampler import NoiseSource, evaluate, prepare, sample
+from pipelines.sampler import NoiseSource, evaluate, prepare, sample, step
+from service.engine.bounds import LeastRecentlyUsed, RowBudget, RunAhead, out_of_memory
 from service.engine.engine import Engine
-from service.engine.executor import Executor, LeastRecentlyUsed, RowBudget, out_of_memory
+from service.engine.executor import Executor
 from service.engine.job import Ask, CancelledJobError, DeadlineError, EngineStoppedError, Phase
 from service.engine.metrics import Metrics
 from service.engine.scheduler import Limits, QueueFullError
@@ -40,11 +45,12 @@ def a_request(rng):
     )
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_a_job_in_a_crowd_equals_the_same_job_alone(catalog, models, seed):
+@settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seed=st.integers(0, 10**6), count=st.integers(2, 10), running_rows=st.sampled_from([8, 24, 64]))
+def test_a_job_in_a_crowd_equals_the_same_job_alone(catalog, models, seed, count, running_rows):
     rng = random.Random(seed)
-    requests = [a_request(rng) for _ in range(12)]
-    with Engine(Executor(catalog), Limits(running_rows=64)) as engine:
+    requests = [a_request(rng) for _ in range(count)]
+    with Engine(Executor(catalog), Limits(running_rows=running_rows)) as engine:
         jobs = [engine.submit(*request) for request in requests]
         outcomes = [job.result.result(WAIT) for job in jobs]
     for (expression, params), outcome in zip(requests, outcomes, strict=True):
@@ -333,8 +339,68 @@ def test_splitting_a_forward_changes_nothing(models, rows):
         states.append(
             prepare(expression, params, models, NoiseSource(params, models["one"].sample_shape(16, 16)).draw())
         )
-    for whole, split in zip(evaluate(states, models), evaluate(states, models, rows), strict=True):
+    bounds = dict.fromkeys(models, rows)
+    for whole, split in zip(evaluate(states, models), evaluate(states, models, bounds), strict=True):
         torch.testing.assert_close(split, whole, rtol=1e-4, atol=1e-4)
+
+
+def test_a_model_s_own_bound_on_a_forward_s_rows_holds_for_it_alone(models):
+    watched = {name: Scarce(models[name], random.Random(0), room=100) for name in ("one", "two")}
+    for scarce in watched.values():
+        scarce._rng.random = lambda: 1.0
+    catalog = Catalog.of(watched)
+    catalog._slots["two"].entry = replace(catalog.entry("two"), forward_rows=2)
+    expression = Or((one("a"), one("b"), Prompt("a", "two"), Prompt("b", "two")))
+    with Engine(Executor(catalog)) as engine:
+        engine.submit(expression, SamplingParams(steps=2, guidance_scale=1.0, num_images=3)).result.result(WAIT)
+    assert set(watched["one"].asked) == {6}
+    assert set(watched["two"].asked) == {2}
+
+
+class Mark:
+    """A mark that notes when it is set and waited for."""
+
+    def __init__(self, log, device):
+        self.log, self.name = log, f"{device} {sum(e.startswith('record') for e in log)}"
+
+    def record(self):
+        self.log.append(f"record {self.name}")
+
+    def synchronize(self):
+        self.log.append(f"wait {self.name}")
+
+
+def test_the_host_is_one_step_ahead_of_an_accelerator_and_no_more():
+    log = []
+    ahead = RunAhead(lambda device: Mark(log, device))
+    for device in ("cuda:0", "cuda:0", "cpu", "cuda:0"):
+        ahead.queued(torch.device(device))
+    assert log == ["record cuda:0 0", "record cuda:0 1", "wait cuda:0 0", "record cuda:0 2", "wait cuda:0 1"]
+
+
+class NothingReadBack(TorchDispatchMode):
+    """Refuses what makes the host wait for an accelerator: reading a value, or a size that depends on values."""
+
+    WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "unique", "bincount")
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert not any(name in func.__name__.split(".") for name in self.WAITS), func
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_step_reads_no_value_back_to_the_host(models):
+    """Completion is known from counters: nothing between two steps may depend on what they computed."""
+    rng = random.Random(5)
+    requests = [a_request(rng) for _ in range(8)]
+    requests = [(expression, replace(params, steps=4)) for expression, params in requests]
+    sources = [NoiseSource(params, models["one"].sample_shape(16, 16)) for _, params in requests]
+    states = [prepare(*request, models, source.draw()) for request, source in zip(requests, sources, strict=True)]
+    noise = [source.draw() for source in sources]
+    answers = evaluate(states, models)
+    with NothingReadBack():
+        step(states, answers, noise)
+        with pytest.raises(AssertionError):
+            torch.ones(2).sum().item()
 
 
 class Broken(Executor):
