@@ -37,6 +37,7 @@ bench: setup
 	$(BIN)/python -m benchmarks.speed
 	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.models
+	$(BIN)/python -m benchmarks.weights
 	$(BIN)/python -m benchmarks.http
 	$(BIN)/python -m benchmarks.startup
 

@@ -44,6 +44,7 @@ CROWDS = (1, 4, 16, 64)
 FAST = (1, 16)
 BATCHES = (48, 96, 192)
 MIXED = 120
+FORWARD_ROWS = 96
 LIMITS = Limits(running_rows=192, caller_jobs=1000, waiting_jobs=1000)
 STRETCHES = (2.0, math.inf)
 EXPRESSION = And(tuple(Prompt(text, "shapes") for text in PROMPTS))
@@ -57,7 +58,7 @@ def request(seed: int) -> SamplingParams:
 
 def serve(catalog: Catalog, count: int) -> None:
     """Have ``count`` requests served at once, by an engine of their own."""
-    with Engine(Executor(catalog, forward_rows=LIMITS.running_rows), LIMITS) as engine:
+    with Engine(Executor(catalog, forward_rows=FORWARD_ROWS), LIMITS) as engine:
         wait([engine.submit(EXPRESSION, request(seed)).result for seed in range(count)])
 
 
@@ -132,7 +133,10 @@ def a_crowd(rng: random.Random) -> list[tuple[float, Expression, SamplingParams]
 
 
 def speed_alone(model: Model) -> tuple[float, dict[int, float]]:
-    """Seconds a row of raw forwards at the best batch size; seconds of a step of one request alone, by its rows."""
+    """Seconds a row of raw forwards at the best batch size; seconds of a step of one request alone, by its rows.
+
+    The entry 0 is a step without its forward.
+    """
     per_row = min(alone(partial(raw, model, 960, batch)) / 960 for batch in BATCHES)
     params = SamplingParams(steps=20, guidance_scale=1.0)
     steps = {}
@@ -140,6 +144,7 @@ def speed_alone(model: Model) -> tuple[float, dict[int, float]]:
         expression = Average(tuple(Prompt(text, "shapes") for text in WORDS[:rows]))
         run = partial(sample, expression, params, {"shapes": model})
         steps[rows] = interleaved({"": run}, 1)[""][0] / params.steps
+    steps[0] = max(0.0, steps[1] - alone(partial(raw, model, params.steps, 1)) / params.steps)
     return per_row, steps
 
 
@@ -156,7 +161,7 @@ def mixed(seed: int, stretch: float) -> dict[str, float]:
     model = catalog.get("shapes")
     before = speed_alone(model)
     limits = replace(LIMITS, stretch=stretch)
-    with Engine(Executor(catalog, forward_rows=LIMITS.running_rows), limits) as engine:
+    with Engine(Executor(catalog, forward_rows=FORWARD_ROWS), limits) as engine:
         for together in (1, 8):  # a service that has seen requests before
             for name in ("shapes", "shapes-round"):
                 seen = Average((Prompt(WORDS[0], name), Prompt(WORDS[1], name)))
@@ -174,7 +179,7 @@ def mixed(seed: int, stretch: float) -> dict[str, float]:
     free, worst, waits = 0.0, 0.0, []
     for (at, _, params), layout, job in zip(crowd, layouts, jobs, strict=True):
         forwards = Counter(row.model for row in layout.rows).values()
-        free = max(free, at) + params.steps * sum(step[rows] for rows in forwards)
+        free = max(free, at) + params.steps * (step[0] + sum(step[rows] - step[0] for rows in forwards))
         waits.append(job.ended - job.submitted)
         worst = max(worst, waits[-1] / (free - at))
     return {

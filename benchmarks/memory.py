@@ -6,7 +6,7 @@ from functools import partial
 
 import psutil
 
-from benchmarks.engine import EXPRESSION, LIMITS, request
+from benchmarks.engine import EXPRESSION, FORWARD_ROWS, LIMITS, request
 from benchmarks.harness import alone, arguments, report, table
 from pipelines.catalog import Catalog
 from service.engine.engine import Engine
@@ -29,7 +29,7 @@ def main() -> None:
     for name in catalog.names:
         alone(partial(catalog.get, name))
     numbers = {"models loaded": resident()}
-    with Engine(Executor(catalog, forward_rows=LIMITS.running_rows), LIMITS) as engine:
+    with Engine(Executor(catalog, forward_rows=FORWARD_ROWS), LIMITS) as engine:
         for done in range(1, ROUNDS + 1):
             wait([engine.submit(EXPRESSION, request(seed)).result for seed in range(AT_ONCE)])
             numbers[f"after {done * AT_ONCE} requests"] = resident()

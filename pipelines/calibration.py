@@ -16,7 +16,7 @@ from pipelines.sampler import collate, sample
 LEVELS: Final = 32
 _NAME: Final = "model"
 # Few enough for a large model at its native size on one accelerator.
-_FORWARD_ROWS: Final = 8
+FORWARD_ROWS: Final = 8
 
 
 def calibration_levels(model: Model) -> Tensor:
@@ -25,7 +25,9 @@ def calibration_levels(model: Model) -> Tensor:
     return torch.linspace(low, high, LEVELS, dtype=torch.float64).exp()
 
 
-def calibrate_on_samples(model: Model, clean: Tensor, condition: Condition, seed: int = 0) -> DenoisingError:
+def calibrate_on_samples(
+    model: Model, clean: Tensor, condition: Condition, seed: int = 0, forward_rows: int = FORWARD_ROWS
+) -> DenoisingError:
     """m(σ) on given clean samples with a condition row for each.
 
     Args:
@@ -33,12 +35,13 @@ def calibrate_on_samples(model: Model, clean: Tensor, condition: Condition, seed
         clean: (B, …) samples.
         condition: B rows.
         seed: Of the noise.
+        forward_rows: How many rows one forward may take.
     """
 
     def denoised(z: Tensor, sigma: Tensor) -> Tensor:
         parts = []
-        for i in range(0, len(z), _FORWARD_ROWS):
-            rows = slice(i, i + _FORWARD_ROWS)
+        for i in range(0, len(z), forward_rows):
+            rows = slice(i, i + forward_rows)
             parts.append(model.denoised(z[rows], sigma[rows], {key: value[rows] for key, value in condition.items()}))
         return torch.cat(parts)
 
@@ -47,7 +50,13 @@ def calibrate_on_samples(model: Model, clean: Tensor, condition: Condition, seed
 
 
 def calibrate_on_own_samples(
-    model: Model, prompts: Sequence[str], *, images: int = 64, steps: int = 50, seed: int = 0
+    model: Model,
+    prompts: Sequence[str],
+    *,
+    images: int = 64,
+    steps: int = 50,
+    seed: int = 0,
+    forward_rows: int = FORWARD_ROWS,
 ) -> DenoisingError:
     """m(σ) on samples that the model draws without guidance, as many of each prompt.
 
@@ -60,6 +69,6 @@ def calibrate_on_own_samples(
     clean, conditions = [], []
     for i, prompt in enumerate(prompts):
         params = SamplingParams(steps=steps, guidance_scale=1.0, seed=seed + i * each, num_images=each)
-        clean.append(sample(Prompt(prompt, _NAME), params, {_NAME: model}, forward_rows=_FORWARD_ROWS).z)
+        clean.append(sample(Prompt(prompt, _NAME), params, {_NAME: model}, forward_rows=forward_rows).z)
         conditions.append((model.encode_prompts([prompt]), each))
-    return calibrate_on_samples(model, torch.cat(clean), collate(conditions), seed)
+    return calibrate_on_samples(model, torch.cat(clean), collate(conditions), seed, forward_rows)

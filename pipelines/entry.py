@@ -64,6 +64,8 @@ FAMILIES: Final = {
     ),
     "stable_diffusion_3": Family("StableDiffusion3Pipeline", "StableDiffusion3", "flow_matching"),
     "flux": Family("FluxPipeline", "Flux", "flow_matching"),
+    "pixart_sigma": Family("PixArtSigmaPipeline", "PixArt", "pixart"),
+    "pixart_alpha": Family("PixArtAlphaPipeline", "PixArtAlpha", "pixart"),
     "unconditional": Family("DDPMPipeline", "Unconditional"),
 }
 

@@ -115,7 +115,8 @@ def compose(
         names = dict.fromkeys(leaf.model for leaf in leaves(expression))
         models = {name: held.get(name) for name in names}
         with tqdm(total=params.steps, unit="step") as bar:
-            samples = sample(expression, params, models, lambda _: bar.update())
+            bounds = [rows for name in names if (rows := held.entry(name).forward_rows)]
+            samples = sample(expression, params, models, lambda _: bar.update(), min(bounds, default=None))
         pictures = models[leaves(expression)[0].model].decode(samples.z)
     for i, picture in enumerate(pictures):
         path = out if images == 1 else out.with_stem(f"{out.stem}-{i}")
@@ -136,12 +137,13 @@ def calibrate(
     device: DeviceOption = None,
 ) -> None:
     """Measure a model's denoising error m(σ) on its own samples, and store it in the model's folder."""
-    from pipelines.calibration import calibrate_on_own_samples
+    from pipelines.calibration import FORWARD_ROWS, calibrate_on_own_samples
     from pipelines.families.folder import calibration_path, write_calibration
 
     with told():
         held = open_catalog(catalog, device)
-        curve = calibrate_on_own_samples(held.get(name), prompt or [""], images=images, steps=steps)
+        rows = min(FORWARD_ROWS, held.entry(name).forward_rows or FORWARD_ROWS)
+        curve = calibrate_on_own_samples(held.get(name), prompt or [""], images=images, steps=steps, forward_rows=rows)
         path = calibration_path(held.source(name))
         write_calibration(path, curve)
     typer.echo(f"{path}: m(σ) at {len(curve.sigmas)} levels, from {curve.values[0]:.3g} to {curve.values[-1]:.3g}")

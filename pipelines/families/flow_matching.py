@@ -14,16 +14,14 @@ from torch import Tensor
 from pipelines.errors import InvalidInputError
 from pipelines.families.folder import (
     calibration_path,
-    count_bytes,
-    count_parameters,
     load_pipeline,
     read_calibration,
     skips_no_layers,
 )
-from pipelines.families.latent import LATENT_STD, LatentCodec, LatentModel
+from pipelines.families.latent import LatentCodec, LatentModel, latent_card
 from pipelines.families.lora import Wardrobe
 from pipelines.kernel import DenoisingError
-from pipelines.model import DEFAULT_OPTIONS, Card, Condition, Guidance, LoadOptions, Shape
+from pipelines.model import DEFAULT_OPTIONS, Condition, Guidance, LoadOptions, Shape
 from pipelines.noise import SIGMA_LIMIT, Grid, flow_sigma, flow_time
 from pipelines.prediction import Prediction, network_input, to_denoised
 
@@ -88,23 +86,16 @@ class _FlowModel(LatentModel):
         skips_no_layers(options)
         codec = LatentCodec(pipeline.vae, options.space, tiling=options.tiling)
         wardrobe = Wardrobe(pipeline, options.loras)
-        low, high = self._path.sigma_min, self._path.sigma_max
-        networks = self._transformer, pipeline.vae, *self._encoders
-        card = Card(
-            space=codec.space,
-            sigma_min=low,
-            sigma_max=high,
-            error=error or DenoisingError.gaussian(LATENT_STD, low, high),
-            width=side * codec.factor,
-            height=side * codec.factor,
-            takes_prompts=True,
-            parameters=count_parameters(*networks),
-            memory=count_bytes(*networks),
-            calibrated=error is not None,
+        card = latent_card(
+            codec,
+            [self._transformer, pipeline.vae, *self._encoders],
+            (self._path.sigma_min, self._path.sigma_max),
+            error,
+            side=(side, side),
+            cell=cell,
+            adapters=wardrobe.names,
             guidance=guidance,
             grid=Grid.OWN,
-            adapters=wardrobe.names,
-            multiple=codec.factor * cell,
         )
         super().__init__(codec, card, self._transformer, wardrobe, options)
         self._cell = cell

@@ -9,11 +9,13 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.nn import functional
 
-from pipelines.families.folder import count_parameters, fingerprint
+from pipelines.families.folder import count_bytes, count_parameters, fingerprint
 from pipelines.families.lora import WORN, Wardrobe
 from pipelines.families.preview import apply_colours, fit_colours
 from pipelines.families.speed import speed_up
-from pipelines.model import Card, Condition, DataSpace, LoadOptions, Shape, check_size
+from pipelines.kernel import DenoisingError
+from pipelines.model import Card, Condition, DataSpace, Guidance, LoadOptions, Shape, check_size
+from pipelines.noise import Grid
 
 LATENT_STD: Final = 1.0
 """Latents are scaled to unit variance, so that is what an unmeasured model's error curve assumes."""
@@ -80,6 +82,52 @@ class LatentCodec:
         mask = (mask >= _KEPT).float()
         masked = self.encode(torch.where(mask > 0, 0.5, image))
         return {"mask": functional.interpolate(mask, shape[1:]).to(masked), "masked": masked}
+
+
+def latent_card(
+    codec: LatentCodec,
+    networks: Sequence[torch.nn.Module],
+    levels: tuple[float, float],
+    error: DenoisingError | None,
+    *,
+    side: tuple[int, int],
+    cell: int,
+    adapters: tuple[str, ...],
+    guidance: Guidance = Guidance.CLASSIFIER_FREE,
+    grid: Grid = Grid.KARRAS,
+    paints: bool = False,
+) -> Card:
+    """The card of a model over latents.
+
+    Args:
+        codec: The autoencoder.
+        networks: All that holds weights.
+        levels: The smallest and the largest σ.
+        error: Its measured m(σ), None for the Gaussian fallback.
+        side: Its native width and height, in latent cells.
+        cell: What numbers of latent cells are multiples of, along a side.
+        adapters: Its LoRAs.
+        guidance: What a guidance scale means to it.
+        grid: How its noise levels are best spaced.
+        paints: Whether it is an inpainting model.
+    """
+    return Card(
+        space=codec.space,
+        sigma_min=levels[0],
+        sigma_max=levels[1],
+        error=error or DenoisingError.gaussian(LATENT_STD, *levels),
+        width=side[0] * codec.factor,
+        height=side[1] * codec.factor,
+        takes_prompts=True,
+        parameters=count_parameters(*networks),
+        memory=count_bytes(*networks),
+        calibrated=error is not None,
+        guidance=guidance,
+        grid=grid,
+        adapters=adapters,
+        paints=paints,
+        multiple=codec.factor * cell,
+    )
 
 
 class LatentModel(ABC):

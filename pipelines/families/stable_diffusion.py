@@ -11,18 +11,16 @@ from torch import Tensor
 from pipelines.errors import ModelLoadError
 from pipelines.families.folder import (
     calibration_path,
-    count_bytes,
-    count_parameters,
     load_pipeline,
     read_calibration,
     side,
 )
-from pipelines.families.latent import LATENT_STD, LatentCodec, LatentModel
+from pipelines.families.latent import LatentCodec, LatentModel, latent_card
 from pipelines.families.lora import Wardrobe
 from pipelines.families.variance_preserving import VariancePreserving
 from pipelines.families.weighting import WeightedEncoder, stack
 from pipelines.kernel import DenoisingError
-from pipelines.model import DEFAULT_OPTIONS, Card, Condition, LoadOptions, Shape
+from pipelines.model import DEFAULT_OPTIONS, Condition, LoadOptions, Shape
 
 
 class StableDiffusion(LatentModel):
@@ -44,23 +42,15 @@ class StableDiffusion(LatentModel):
         self._path = VariancePreserving(pipeline.scheduler)
         codec = LatentCodec(pipeline.vae, options.space, tiling=options.tiling)
         wardrobe = Wardrobe(pipeline, options.loras)
-        low, high = self._path.sigma_min, self._path.sigma_max
-        width, height = side(self._unet.config.sample_size)
-        networks = self._unet, pipeline.vae, *self._encoders
-        card = Card(
-            space=codec.space,
-            sigma_min=low,
-            sigma_max=high,
-            error=error or DenoisingError.gaussian(LATENT_STD, low, high),
-            width=width * codec.factor,
-            height=height * codec.factor,
-            takes_prompts=True,
-            parameters=count_parameters(*networks),
-            memory=count_bytes(*networks),
-            calibrated=error is not None,
+        card = latent_card(
+            codec,
+            [self._unet, pipeline.vae, *self._encoders],
+            (self._path.sigma_min, self._path.sigma_max),
+            error,
+            side=side(self._unet.config.sample_size),
+            cell=2 ** (len(self._unet.config.block_out_channels) - 1),
             adapters=wardrobe.names,
             paints=paints(self._unet.config, codec.channels),
-            multiple=codec.factor * 2 ** (len(self._unet.config.block_out_channels) - 1),
         )
         super().__init__(codec, card, self._unet, wardrobe, options)
         skip_layers(pipeline.text_encoder, options.clip_skip)

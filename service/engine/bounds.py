@@ -80,7 +80,7 @@ class RunAhead:
 
     The host reads nothing back, so without a bound it would queue all of a job's steps at once: a cancelled job's rows
     would not be free, and a new job not begin, until the device had worked them off, and step times would be those of
-    queueing.
+    queueing. Where other models take their turn, the host waits for their step itself: its time is theirs alone.
 
     Args:
         mark: Makes a mark on a device.
@@ -89,13 +89,20 @@ class RunAhead:
     def __init__(self, mark: Callable[[torch.device], Event] = torch.Event) -> None:
         self._mark = mark
         self._marks: dict[torch.device, deque[Event]] = {}
+        self._latest: dict[torch.device, Hashable] = {}
 
-    def queued(self, device: torch.device) -> None:
-        """A step was queued: wait until the one before it is done. On the CPU steps are done when they return."""
+    def queued(self, device: torch.device, what: Hashable) -> None:
+        """A step was queued: wait until the one before it is done. On the CPU steps are done when they return.
+
+        Args:
+            device: Where.
+            what: The models that step.
+        """
         if device.type == "cpu":
             return
         marks = self._marks.setdefault(device, deque())
         marks.append(self._mark(device))
         marks[-1].record()
-        while len(marks) > 1:
+        alike, self._latest[device] = self._latest.get(device) == what, what
+        while len(marks) > alike:
             marks.popleft().synchronize()

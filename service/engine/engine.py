@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Final, Self
 
-from pipelines.composition import Expression, leaves
+from pipelines.composition import Expression
 from pipelines.params import SamplingParams
 from service.engine.executor import Executor
 from service.engine.job import Ask, CancelledJobError, DeadlineError, EngineStoppedError, Job, Outcome, Phase, Source
 from service.engine.metrics import Metrics
+from service.engine.pace import connected
 from service.engine.scheduler import Limits, QueueFullError, Scheduler
 
 _LOG: Final = logging.getLogger(__name__)
@@ -232,7 +233,7 @@ class Engine:
         Jobs that share models, directly or through others, step together. Sets of models with nothing in common take
         turns by the device time that they have had, so that a small model does not wait for a large one's every step.
         """
-        groups = _connected(jobs)
+        groups = connected(jobs)
         if not groups:
             return
         # Only models that have work now are compared. One that comes new or comes back starts level with the others,
@@ -245,10 +246,11 @@ class Engine:
         models, group = min(groups, key=lambda each: max(self._served[model] for model in each[0]))
         rows = sum(job.rows for job in group)
         began = self._stopwatch()
-        self._advance(group)
+        together = self._advance(group)
         took = self._stopwatch() - began
-        with self._wake:
-            self._scheduler.took(group, took)
+        if together:
+            with self._wake:
+                self._scheduler.took(group, took)
         for model in models:
             self._served[model] += took
         rate = rows / max(took, 1e-9)
@@ -257,11 +259,15 @@ class Engine:
         self.metrics.batch_rows.observe(rows)
         self.metrics.step_seconds.observe(took)
 
-    def _advance(self, jobs: Sequence[Job]) -> None:
-        """Step all jobs together; where that fails, each alone, so that only the one at fault is lost."""
+    def _advance(self, jobs: Sequence[Job]) -> bool:
+        """Step all jobs together; where that fails, each alone, so that only the one at fault is lost.
+
+        Returns:
+            Whether they stepped together.
+        """
         if len(jobs) == 1:
             self._guarded(lambda job: self._executor.advance([job]), jobs[0])
-            return
+            return not jobs[0].over
         indices = [job.index for job in jobs]
         try:
             self._executor.advance(jobs)
@@ -270,6 +276,8 @@ class Engine:
             for job, index in zip(jobs, indices, strict=True):
                 if job.index == index:
                     self._advance([job])
+            return False
+        return True
 
     def _collect(self, jobs: Iterable[Job]) -> None:
         """Take the jobs that need no more steps out of the running set."""
@@ -342,20 +350,3 @@ class Engine:
 def _late(job: Job) -> str:
     limit = job.ask.timeout_s
     return f"not done within {limit:g} s" if math.isfinite(limit) else "not done in time"
-
-
-def _connected(jobs: Sequence[Job]) -> list[tuple[set[str], list[Job]]]:
-    """Jobs grouped so that groups have no model in common; each with its models."""
-    groups: list[tuple[set[str], list[Job]]] = []
-    for job in jobs:
-        models = {leaf.model for leaf in leaves(job.expression)}
-        members = [job]
-        apart = []
-        for others in groups:
-            if others[0] & models:
-                models |= others[0]
-                members = [*others[1], *members]
-            else:
-                apart.append(others)
-        groups = [*apart, (models, members)]
-    return groups

@@ -104,14 +104,15 @@ class Executor:
             groups.setdefault((state.z.shape[1:], state.z.device), []).append(job)
         for group in groups.values():
             before = [_state(job) for job in group]
-            answers = self._evaluate(before, self._models([job.expression for job in group]))
+            models = self._models([job.expression for job in group])
+            answers = self._evaluate(before, models)
             noise = [_noise(job) for job in group]
             after = step(before, answers, noise)
             for job, old, new, drawn in zip(group, before, after, noise, strict=True):
                 job.state, job.pending = new, None
                 self._draw_ahead(job)
                 self._tell(job, old, new, drawn)
-            self._run_ahead.queued(before[0].z.device)
+            self._run_ahead.queued(before[0].z.device, frozenset(models))
 
     def decode(self, jobs: Sequence[Job]) -> list[tuple[Job, Outcome | Exception]]:
         """Check, decode and bring to the host what finished jobs of one model and sample shape drew."""

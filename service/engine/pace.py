@@ -15,19 +15,24 @@ be slower too. What a step takes is learned from the steps taken; before anythin
 
 import math
 from bisect import bisect
-from collections.abc import Hashable, Iterable, Mapping, Sequence
-from typing import Final, Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final, Protocol, TypeVar
 
-Parts = Mapping[Hashable, int]
-"""Network rows of one step, by what computes them: rows of different networks, or of samples of other shapes, cost
-differently."""
+Part = tuple[str, tuple[int, ...]]
+"""What computes a row: a model, at a sample shape."""
 
-_DRIFTING: Final = 0.5
+Parts = Mapping[Part, int]
+"""Network rows of one step, by what computes them."""
+
+_DRIFTING: Final = 0.2
 # What a point is the mean of, in whole steps: what came before fades.
 _SEEN_AT_MOST: Final = 5.0
+_FIRST: Final = 0.1
 _SHORTEST_S: Final = 1e-6
-# A step that took so many times what was foreseen met something else (a first call, a busy machine): it counts as this.
+# A step that took so many times what was foreseen, or so little, met something else (a busy machine, a failure): it
+# counts as this.
 _OUTLIER: Final = 4.0
+_CURVES: Final = 256
 
 
 class _Curve:
@@ -42,7 +47,7 @@ class _Curve:
         self._sorted: list[tuple[float, float]] = []
 
     def learn(self, rows: int, seconds: float, share: float) -> None:
-        """One more observation.
+        """One more observation. The first of a size counts little once there is a second: first calls take longer.
 
         Args:
             rows: How many.
@@ -50,10 +55,13 @@ class _Curve:
             share: Of the step's time that is theirs: the less, the less is known of them by it.
         """
         size = rows.bit_length()
-        old_rows, old_seconds, seen = self._points.get(size, (float(rows), seconds, 0.0))
-        seen = min(seen + share, _SEEN_AT_MOST)
-        gain = share / seen
-        self._points[size] = old_rows + gain * (rows - old_rows), old_seconds + gain * (seconds - old_seconds), seen
+        if size in self._points:
+            old_rows, old_seconds, seen = self._points[size]
+            seen = min(seen + share, _SEEN_AT_MOST)
+            gain = share / seen
+            self._points[size] = old_rows + gain * (rows - old_rows), old_seconds + gain * (seconds - old_seconds), seen
+        else:
+            self._points[size] = float(rows), seconds, _FIRST * share
         self._sorted = sorted((r, t) for r, t, _ in self._points.values())
 
     def seconds(self, rows: int) -> float:
@@ -76,35 +84,50 @@ class StepCosts:
     """What steps take, learned as they are taken."""
 
     def __init__(self) -> None:
-        self._curves: dict[Hashable, _Curve] = {}
+        # The longest not learned of first; bounded, since shapes are the callers' choice.
+        self._curves: dict[Part, _Curve] = {}
         # How much longer all steps take at present than the curves have it: machines have slower hours.
         self._drift = 1.0
 
     def seconds(self, parts: Parts) -> float | None:
-        """What one step of these rows takes, up to a factor common to all; None while that of some part is unknown."""
-        if any(part not in self._curves for part in parts):
-            return None
-        return sum(self._curves[part].seconds(rows) for part, rows in parts.items())
+        """What one step of these rows takes, up to a factor common to all; None while nothing is known of some model.
+
+        A shape that its model was never seen at is taken to cost, by its size, what another does.
+        """
+        each = [self._seconds(part, rows) for part, rows in parts.items()]
+        return None if None in each else sum(seconds for seconds in each if seconds is not None)
 
     def learn(self, parts: Parts, seconds: float) -> None:
         """Learn from a step taken.
 
-        Its time is shared out among the parts as they were foreseen; what is left belongs to those not seen before.
+        Its time is shared out among the parts as they were foreseen. Those not seen before get at least the share of
+        their rows: what was foreseen of the others may be too much.
         """
         foreseen = {part: self._curves[part].seconds(rows) for part, rows in parts.items() if part in self._curves}
-        known = sum(foreseen.values())
+        known, total = sum(foreseen.values()), sum(parts.values())
         fresh = sum(rows for part, rows in parts.items() if part not in foreseen)
         seconds = max(seconds, _SHORTEST_S) / self._drift
         if not fresh:
-            ratio = min(seconds / known, _OUTLIER)
+            ratio = max(1 / _OUTLIER, min(seconds / known, _OUTLIER))
             self._drift *= ratio**_DRIFTING
             seconds = known * ratio ** (1 - _DRIFTING)
+        left = max(seconds - known, seconds * fresh / total)
         for part, rows in parts.items():
-            if part not in foreseen:
-                own = max(_SHORTEST_S, seconds - known) * rows / fresh
-            else:
-                own = foreseen[part] if fresh else seconds * foreseen[part] / known
-            self._curves.setdefault(part, _Curve()).learn(rows, own, min(1.0, own / seconds))
+            own = (seconds - left) * foreseen[part] / known if part in foreseen else left * rows / fresh
+            curve = self._curves.pop(part, None) or _Curve()
+            curve.learn(rows, own, own / seconds)
+            self._curves[part] = curve
+        while len(self._curves) > _CURVES:
+            del self._curves[next(iter(self._curves))]
+
+    def _seconds(self, part: Part, rows: int) -> float | None:
+        if part in self._curves:
+            return self._curves[part].seconds(rows)
+        model, shape = part
+        for (other, seen), curve in reversed(self._curves.items()):
+            if other == model:
+                return curve.seconds(rows) * math.prod(shape) / math.prod(seen)
+        return None
 
 
 class Paced(Protocol):
@@ -124,6 +147,9 @@ class Paced(Protocol):
     def priority(self) -> int:
         """0 to 9; higher runs earlier."""
         ...
+
+
+P = TypeVar("P", bound=Paced)
 
 
 class Pace:
@@ -153,6 +179,11 @@ class Pace:
         self._alone_until = (self._now if first else max(self._alone_until, self._now)) + step * job.left
         return self._now + self._stretch * (self._alone_until - self._now)
 
+    def give_back(self, job: Paced) -> None:
+        """A job goes before it is done: those who come after it no longer have it before them."""
+        left = (self._costs.seconds(job.parts) or 0.0) * job.left
+        self._alone_until = max(self._now, self._alone_until - left)
+
     def may_join(self, job: Paced, running: Sequence[tuple[Paced, float]]) -> bool:
         """Whether all who run can still be in time if a job joins them.
 
@@ -163,9 +194,19 @@ class Pace:
             job: Who would join.
             running: The jobs that run, each with its due time.
         """
-        held = [(other, due) for other, due in running if other.priority >= job.priority and due < math.inf]
-        together = self._costs.seconds(joined([job, *(other for other, _ in running)])) if held else None
-        return together is None or all(together <= self._granted(other, due) for other, due in held)
+        held = {other: due for other, due in running if other.priority >= job.priority and due < math.inf}
+        if not held:
+            return True
+        groups = connected([job, *(other for other, _ in running)])
+        for _, group in groups:
+            together = self._costs.seconds(joined(group))
+            if together is None:
+                return False
+            # Groups take turns by time: where there are several, each has that share of the device.
+            round_s = together * len(groups)
+            if any(other in held and round_s > self._granted(other, held[other]) for other in group):
+                return False
+        return True
 
     def took(self, jobs: Iterable[Paced], seconds: float) -> None:
         """Count a joint step of these jobs, and learn from it."""
@@ -179,10 +220,27 @@ class Pace:
         return max((due - self._now) / max(1, job.left), self._stretch * own)
 
 
-def joined(jobs: Iterable[Paced]) -> dict[Hashable, int]:
+def joined(jobs: Iterable[Paced]) -> dict[Part, int]:
     """The rows of one step of several jobs together."""
-    total: dict[Hashable, int] = {}
+    total: dict[Part, int] = {}
     for job in jobs:
         for part, rows in job.parts.items():
             total[part] = total.get(part, 0) + rows
     return total
+
+
+def connected(jobs: Iterable[P]) -> list[tuple[set[str], list[P]]]:
+    """Jobs grouped so that groups have no model in common; each with its models."""
+    groups: list[tuple[set[str], list[P]]] = []
+    for job in jobs:
+        models = {model for model, _ in job.parts}
+        members = [job]
+        apart = []
+        for others in groups:
+            if others[0] & models:
+                models |= others[0]
+                members = [*others[1], *members]
+            else:
+                apart.append(others)
+        groups = [*apart, (models, members)]
+    return groups

@@ -193,6 +193,8 @@ class Scheduler(Generic[J]):
     def drop(self, now: float) -> list[J]:
         """Take cancelled and overdue jobs out of the queue and the running set, and return them."""
         gone = [job for job in (*self.waiting, *self._running) if job.cancelled or job.deadline <= now]
+        for job in gone:
+            self._pace.give_back(job)
         self._remove(gone)
         return gone
 

@@ -16,7 +16,7 @@ class Clock:
 
 
 def record(caller="a"):
-    job = Job(Prompt("a", "m"), SamplingParams(), parts={"m": 1}, ask=Ask(caller=caller))
+    job = Job(Prompt("a", "m"), SamplingParams(), parts={("m", (4, 8, 8)): 1}, ask=Ask(caller=caller))
     return Record(job, OrRequest(components=["a"]))
 
 

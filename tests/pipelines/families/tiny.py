@@ -9,6 +9,8 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     FluxTransformer2DModel,
+    PixArtSigmaPipeline,
+    PixArtTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
@@ -193,6 +195,30 @@ def stable_diffusion_3(folder, *, seed=0, with_t5=True):
     )
     # Fresh output layers are zero; then nothing that comes before them would show.
     torch.nn.init.normal_(pipeline.transformer.proj_out.weight, std=0.1)
+    return saved(pipeline, folder)
+
+
+def pixart(folder, *, kind=PixArtSigmaPipeline, seed=0, told_sizes=False):
+    """A PixArt pipeline of random weights, saved in ``folder``."""
+    torch.manual_seed(seed)
+    tokenizer, encoder = t5(WIDTH)
+    pipeline = kind(
+        tokenizer=tokenizer,
+        text_encoder=encoder,
+        vae=autoencoder(),
+        transformer=PixArtTransformer2DModel(
+            num_attention_heads=3,
+            attention_head_dim=8,
+            in_channels=4,
+            out_channels=8,
+            num_layers=2,
+            cross_attention_dim=24,
+            sample_size=8,
+            caption_channels=WIDTH,
+            use_additional_conditions=told_sizes,
+        ),
+        scheduler=DDIMScheduler(beta_start=0.0001, beta_end=0.02, clip_sample=False),
+    )
     return saved(pipeline, folder)
 
 

@@ -374,8 +374,11 @@ def test_the_host_is_one_step_ahead_of_an_accelerator_and_no_more():
     log = []
     ahead = RunAhead(lambda device: Mark(log, device))
     for device in ("cuda:0", "cuda:0", "cpu", "cuda:0"):
-        ahead.queued(torch.device(device))
-    assert log == ["record cuda:0 0", "record cuda:0 1", "wait cuda:0 0", "record cuda:0 2", "wait cuda:0 1"]
+        ahead.queued(torch.device(device), "one")
+    assert log == ["record cuda:0 0", "wait cuda:0 0", "record cuda:0 1", "record cuda:0 2", "wait cuda:0 1"]
+    log.clear()
+    ahead.queued(torch.device("cuda:0"), "two")
+    assert log == ["record cuda:0 0", "wait cuda:0 2", "wait cuda:0 0"]
 
 
 class NothingReadBack(TorchDispatchMode):

@@ -22,7 +22,7 @@ class Work:
 
     @property
     def parts(self):
-        return {"m": self.rows}
+        return {("m", (4, 8, 8)): self.rows}
 
 
 def scheduler(*works, **limits):
