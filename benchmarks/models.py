@@ -1,5 +1,7 @@
 """Resident memory of models by how they are kept: loaded, shared, unloaded; of a random model of 120 M parameters.
 
+At each stage what is resident, and the most that was since the process began.
+
 Each line runs in a process of its own: what one left behind would stand in the next one's figure.
 """
 
@@ -58,6 +60,7 @@ def write_models(folder: Path) -> None:
 def measure(policy: str, folder: Path) -> None:
     """Print the megabytes at each stage of one policy, tab-separated names and numbers."""
     import gc
+    import resource
 
     import psutil
 
@@ -70,7 +73,8 @@ def measure(policy: str, folder: Path) -> None:
 
     def tell(stage: str) -> None:
         gc.collect()
-        print(f"{stage}\t{psutil.Process().memory_info().rss / 2**20:.0f}", flush=True)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+        print(f"{stage}\t{psutil.Process().memory_info().rss / 2**20:.0f}\t{peak:.0f}", flush=True)
 
     def run(*names: str) -> None:
         terms = tuple(Prompt("a red circle", name) for name in names)
@@ -108,8 +112,10 @@ def main() -> None:
             command = [sys.executable, "-m", "benchmarks.models", "--measure", policy, folder]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
             stages = [line.split("\t") for line in done.stdout.splitlines() if "\t" in line]
-            numbers[policy] = {stage: float(megabytes) for stage, megabytes in stages}
-    columns = list(next(iter(numbers.values())))
+            numbers[policy] = {}
+            for stage, resident, peak in stages:
+                numbers[policy] |= {stage: float(resident), f"peak, {stage}": float(peak)}
+    columns = ["before", "loaded", "peak, loaded", "after a run", "peak, after a run", "unloaded"]
     rows = [[policy, *(f"{stages[c]:.0f}" for c in columns)] for policy, stages in numbers.items()]
     report("Resident memory in MB, a random model of 120 M parameters", table(["", *columns], rows), numbers, given.out)
 

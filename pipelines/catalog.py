@@ -298,6 +298,7 @@ class Catalog:
                 clip_skip=entry.clip_skip,
                 channels_last=self._fast if entry.channels_last is None else entry.channels_last,
                 compile=entry.compile,
+                data_std=entry.data_std,
                 parts=self._parts,
             )
             dtype = DTYPES[self.dtype(entry.name)]

@@ -15,6 +15,7 @@
 | channels_last | the network's weights are laid out channels last: faster on most machines, float32 rounding differs |
 | compile | the network is compiled when it is loaded (minutes, and a C++ compiler); not together with loras |
 | tiling | decode and encode in tiles, for large pictures in little memory |
+| data_std | the standard deviation of its samples, for a model that was not calibrated |
 | forward_rows | how many rows one forward of the network may take; more are split over several |
 """
 
@@ -39,6 +40,8 @@ _STEPS: Final = 25
 _MAX_GUIDANCE: Final = 100
 _MAX_SKIPPED: Final = 11
 _MAX_ROWS: Final = 100_000
+_LEAST_STD: Final = 0.001
+_LARGEST_STD: Final = 1000
 
 
 class Family(NamedTuple):
@@ -94,6 +97,7 @@ class Entry:
         clip_skip: How many of CLIP's last layers are left out.
         keep: Whether it is never unloaded.
         forward_rows: How many rows one forward may take; None for the service's own bound.
+        data_std: σ_d of its samples, by which it is stepped while it is not calibrated; None for what is usual.
     """
 
     name: str
@@ -115,6 +119,7 @@ class Entry:
     clip_skip: int = 0
     keep: bool = False
     forward_rows: int | None = None
+    data_std: float | None = None
 
     @classmethod
     def parse(cls, name: str, table: Mapping[str, Any], base: Path) -> Self:
@@ -196,6 +201,7 @@ _KEYS: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {
     "compile": (_is_yes_or_no, "true or false"),
     "tiling": (_is_yes_or_no, "true or false"),
     "keep": (_is_yes_or_no, "true or false"),
+    "data_std": (_is_number(_LEAST_STD, _LARGEST_STD, int, float), f"a number from {_LEAST_STD} to {_LARGEST_STD}"),
     "forward_rows": (_is_number(1, _MAX_ROWS, int), f"a whole number from 1 to {_MAX_ROWS}"),
 }
 

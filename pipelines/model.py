@@ -103,6 +103,8 @@ class LoadOptions:
         clip_skip: How many of CLIP's last layers are left out.
         channels_last: Whether the network's weights are laid out channels last.
         compile: Whether the network is compiled.
+        data_std: The standard deviation of its data, for the error curve of a model that was not calibrated; None for
+            what is usual of its kind.
         parts: Networks that are loaded already, by what they were read from; models that share files share these.
     """
 
@@ -113,6 +115,7 @@ class LoadOptions:
     clip_skip: int = 0
     channels_last: bool = False
     compile: bool = False
+    data_std: float | None = None
     parts: MutableMapping[Hashable, Any] = field(default_factory=dict, compare=False, repr=False)
 
 

@@ -91,6 +91,7 @@ class _FlowModel(LatentModel):
             [self._transformer, pipeline.vae, *self._encoders],
             (self._path.sigma_min, self._path.sigma_max),
             error,
+            options,
             side=(side, side),
             cell=cell,
             adapters=wardrobe.names,

@@ -89,6 +89,7 @@ def latent_card(
     networks: Sequence[torch.nn.Module],
     levels: tuple[float, float],
     error: DenoisingError | None,
+    options: LoadOptions,
     *,
     side: tuple[int, int],
     cell: int,
@@ -104,6 +105,7 @@ def latent_card(
         networks: All that holds weights.
         levels: The smallest and the largest σ.
         error: Its measured m(σ), None for the Gaussian fallback.
+        options: How it is to be loaded.
         side: Its native width and height, in latent cells.
         cell: What numbers of latent cells are multiples of, along a side.
         adapters: Its LoRAs.
@@ -115,7 +117,7 @@ def latent_card(
         space=codec.space,
         sigma_min=levels[0],
         sigma_max=levels[1],
-        error=error or DenoisingError.gaussian(LATENT_STD, *levels),
+        error=error or DenoisingError.gaussian(options.data_std or LATENT_STD, *levels),
         width=side[0] * codec.factor,
         height=side[1] * codec.factor,
         takes_prompts=True,

@@ -55,6 +55,7 @@ class PixArt(LatentModel):
             [self._transformer, pipeline.vae, *self._encoders],
             (self._path.sigma_min, self._path.sigma_max),
             error,
+            options,
             side=(config.sample_size, config.sample_size),
             cell=config.patch_size,
             adapters=wardrobe.names,

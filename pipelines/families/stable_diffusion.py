@@ -47,6 +47,7 @@ class StableDiffusion(LatentModel):
             [self._unet, pipeline.vae, *self._encoders],
             (self._path.sigma_min, self._path.sigma_max),
             error,
+            options,
             side=side(self._unet.config.sample_size),
             cell=2 ** (len(self._unet.config.block_out_channels) - 1),
             adapters=wardrobe.names,

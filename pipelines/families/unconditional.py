@@ -35,16 +35,19 @@ class Unconditional:
         unet: The network.
         path: Its noise levels and what it puts out.
         error: Its measured m(σ), None for the Gaussian fallback.
+        std: Of its data, for the fallback.
     """
 
-    def __init__(self, unet: UNet2DModel, path: VariancePreserving, error: DenoisingError | None) -> None:
+    def __init__(
+        self, unet: UNet2DModel, path: VariancePreserving, error: DenoisingError | None, std: float = _PIXEL_STD
+    ) -> None:
         self._unet, self._path = unet, path
         width, height = side(unet.config.sample_size)
         self._card = Card(
             space=DataSpace("pixel", unet.config.in_channels),
             sigma_min=path.sigma_min,
             sigma_max=path.sigma_max,
-            error=error or DenoisingError.gaussian(_PIXEL_STD, path.sigma_min, path.sigma_max),
+            error=error or DenoisingError.gaussian(std, path.sigma_min, path.sigma_max),
             width=width,
             height=height,
             takes_prompts=False,
@@ -70,7 +73,8 @@ class Unconditional:
         if channels not in {1, 3} or unet.config.out_channels != channels or unet.config.sample_size is None:
             raise ModelLoadError("its network must give as many channels as it takes, 1 or 3, at a fixed size")
         speed_up(unet, options)
-        return cls(unet, VariancePreserving(pipeline.scheduler), read_calibration(calibration_path(source)))
+        path, error = VariancePreserving(pipeline.scheduler), read_calibration(calibration_path(source))
+        return cls(unet, path, error, options.data_std or _PIXEL_STD)
 
     @property
     def card(self) -> Card:

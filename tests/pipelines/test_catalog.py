@@ -62,6 +62,7 @@ def test_a_catalogue_names_builtin_models_and_folders_beside_it(write, tmp_path)
         ('[models.a]\nsource = "x"\ndevice = "gpu"', "models.a.device: 'gpu' is not allowed; it must be cpu"),
         ("[models.a\n", "not TOML"),
         ('[models.a]\nsource = "x"\nsteps = 0', "models.a.steps: 0 is not allowed; it must be a whole number from 1"),
+        ('[models.a]\nsource = "x"\ndata_std = 0', "models.a.data_std: 0 is not allowed"),
         ('[models.a]\nsource = "x"\nforward_rows = 0', "models.a.forward_rows: 0 is not allowed"),
         ('[models.a]\nsource = "x"\nsteps = true', "models.a.steps: True is not allowed"),
         ('[models.a]\nsource = "x"\nkernel = "magic"', "one of calibrated, posterior"),
@@ -383,7 +384,7 @@ def test_every_key_of_an_entry_is_read(write, tmp_path):
         write(
             '[models.a]\nsource = "a.safetensors"\nfamily = "stable_diffusion"\nsteps = 30\nguidance_scale = 7\n'
             'kernel = "posterior"\nspace = "sd"\nconfig = "sd15"\ntiling = true\nclip_skip = 1\nkeep = true\n'
-            "forward_rows = 12\n"
+            "forward_rows = 12\ndata_std = 0.8\n"
             '[models.a.loras]\nink = "ink.safetensors"\n'
             '[models.b]\nsource = "hub:somebody/something"\nrevision = "v1"\n'
         )
@@ -395,6 +396,7 @@ def test_every_key_of_an_entry_is_read(write, tmp_path):
     assert a.tiling
     assert a.keep
     assert (a.forward_rows, b.forward_rows) == (12, None)
+    assert (a.data_std, b.data_std) == (0.8, None)
     assert a.clip_skip == 1
     assert (b.hub, b.revision) == ("somebody/something", "v1")
     assert catalog.defaults("a") == Defaults(30, 7, Kernel.POSTERIOR)

@@ -114,6 +114,15 @@ def test_a_stored_calibration_is_read(folder):
     assert card.error == curve
 
 
+@pytest.mark.parametrize("kind", ["stable_diffusion", "unconditional"])
+def test_a_model_that_was_not_calibrated_is_stepped_by_its_data_s_deviation(tmp_path, kind):
+    getattr(tiny, kind)(tmp_path / "m")
+    card = Catalog([Entry("m", tmp_path / "m", data_std=0.7)], "cpu").get("m").card
+    assert not card.calibrated
+    # σ²σ_d²/(σ² + σ_d²) at σ = 1; the curve is interpolated between levels a tenth apart.
+    assert card.error(torch.tensor([1.0])).item() == pytest.approx(0.49 / 1.49, rel=0.01)
+
+
 @pytest.mark.parametrize(("width", "height", "field"), [(18, 16, "width"), (16, 6, "height"), (0, 16, "width")])
 def test_sizes_that_the_network_cannot_halve_are_refused(whole, width, height, field):
     with pytest.raises(InvalidInputError, match=f"{field} must be a positive multiple of 4") as refused:
