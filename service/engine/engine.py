@@ -10,6 +10,7 @@ from typing import Final, Self
 
 from pipelines.composition import Expression
 from pipelines.params import SamplingParams
+from service.engine.bounds import give_back_memory
 from service.engine.executor import Executor
 from service.engine.job import Ask, CancelledJobError, DeadlineError, EngineStoppedError, Job, Outcome, Phase, Source
 from service.engine.metrics import Metrics
@@ -19,6 +20,7 @@ from service.engine.scheduler import Limits, QueueFullError, Scheduler
 _LOG: Final = logging.getLogger(__name__)
 _RATE_MEMORY: Final = 0.9
 _DECODE_BACKLOG: Final = 4
+_GIVE_BACK_EVERY_S: Final = 1.0
 
 
 class Engine:
@@ -55,6 +57,8 @@ class Engine:
         self._served: dict[str, float] = {}
         # Network rows a second, smoothed; 0 until something was measured.
         self._rate = 0.0
+        # When freed memory was last given back, and whether nothing was done since.
+        self._gave_back, self._tidy = time.monotonic(), True
         self._thread = threading.Thread(target=self._run, name="superdiff-engine", daemon=True)
 
     def start(self) -> None:
@@ -208,6 +212,10 @@ class Engine:
             for job in caught:
                 self._end(job, error)
         self._observe()
+        self._tidy = False
+        if now - self._gave_back >= _GIVE_BACK_EVERY_S:
+            give_back_memory()
+            self._gave_back, self._tidy = now, True
         return True
 
     def _await_work(self) -> bool:
@@ -219,7 +227,8 @@ class Engine:
                 return True
             if not self._open:
                 return False
-            self._wake.wait()
+            if not self._wake.wait(None if self._tidy else _GIVE_BACK_EVERY_S):
+                return True  # nothing came: a round to tidy up in
         return False
 
     def _drop_finished(self, now: float) -> list[Job]:
