@@ -24,15 +24,24 @@ Part = tuple[str, tuple[int, ...]]
 Parts = Mapping[Part, int]
 """Network rows of one step, by what computes them."""
 
-_DRIFTING: Final = 0.2
 # What a point is the mean of, in whole steps: what came before fades.
-_SEEN_AT_MOST: Final = 5.0
+_SEEN_AT_MOST: Final = 50.0
+# From how many on the machine's own pace is judged by it, how fast that moves, and for how much of a step a first one
+# counts.
+_WELL_SEEN: Final = 1.0
+_DRIFTING: Final = 0.3
 _FIRST: Final = 0.1
 _SHORTEST_S: Final = 1e-6
 # A step that took so many times what was foreseen, or so little, met something else (a busy machine, a failure): it
 # counts as this.
 _OUTLIER: Final = 4.0
 _CURVES: Final = 256
+# How much dearer a row of a large batch may be taken for than one of a small batch.
+_DEARER: Final = 1.25
+# Due times aim at so much of the stretch: a job joins where its step is taken for shorter than it is, sooner than where
+# for longer, and costs are known to a tenth or so. On simulated devices whose steps vary by a tenth, jobs then wait 1.8
+# times as long as first come, first served at worst where 2 is asked for.
+_AIM: Final = 0.8
 
 
 class _Curve:
@@ -64,20 +73,39 @@ class _Curve:
             self._points[size] = float(rows), seconds, _FIRST * share
         self._sorted = sorted((r, t) for r, t, _ in self._points.values())
 
+    def knows(self, rows: int) -> bool:
+        """Whether enough steps of about this size were seen to judge others by it."""
+        return self._points.get(rows.bit_length(), (0.0, 0.0, 0.0))[2] >= _WELL_SEEN
+
     def seconds(self, rows: int) -> float:
         """What so many rows take.
+
+        No more by the row than smaller sizes take, but for a little: a large size that was seen at a bad moment would
+        else not be tried again.
+        """
+        smaller = [seconds / seen for seen, seconds in self._sorted if seen <= rows]
+        most = _DEARER * min(smaller) * rows if smaller else math.inf
+        return min(most, self._on_points(rows))
+
+    def _on_points(self, rows: int) -> float:
+        """By the line between the two points next to it.
 
         While one size alone was seen, in proportion to the rows: a larger batch is taken for dearer than it is, and one
         is soon tried.
         """
         points = self._sorted
-        place = min(max(1, bisect(points, (float(rows), math.inf))), len(points) - 1)
-        (r0, t0), (r1, t1) = points[place - 1], points[place]
+        (first_rows, first), (last_rows, last) = points[0], points[-1]
         if len(points) == 1:
-            return t0 * rows / r0
-        on_line = t0 + (t1 - t0) * (rows - r0) / (r1 - r0)
-        # Beyond the ends, what is known of the nearest point bounds the line.
-        return max(on_line, t1) if rows > r1 else max(on_line, t0 * min(1.0, rows / r0))
+            return first * rows / first_rows
+        # Beyond what was seen, by the slope of the whole: neighbours may lie so close that theirs is noise.
+        slope = max(0.0, (last - first) / (last_rows - first_rows))
+        if rows >= last_rows:
+            return last + slope * (rows - last_rows)
+        if rows <= first_rows:
+            return max(first * rows / first_rows, first - slope * (first_rows - rows))
+        place = bisect(points, (float(rows), math.inf))
+        (r0, t0), (r1, t1) = points[place - 1], points[place]
+        return t0 + (t1 - t0) * (rows - r0) / (r1 - r0)
 
 
 class StepCosts:
@@ -86,7 +114,8 @@ class StepCosts:
     def __init__(self) -> None:
         # The longest not learned of first; bounded, since shapes are the callers' choice.
         self._curves: dict[Part, _Curve] = {}
-        # How much longer all steps take at present than the curves have it: machines have slower hours.
+        # How much longer all steps take at present than the curves have it: machines have slower hours. It moves faster
+        # than well-known points, or what is the machine's would be taken for one size's.
         self._drift = 1.0
 
     def seconds(self, parts: Parts) -> float | None:
@@ -107,11 +136,11 @@ class StepCosts:
         known, total = sum(foreseen.values()), sum(parts.values())
         fresh = sum(rows for part, rows in parts.items() if part not in foreseen)
         seconds = max(seconds, _SHORTEST_S) / self._drift
+        left = max(seconds - known, seconds * fresh / total) if fresh else 0.0
         if not fresh:
-            ratio = max(1 / _OUTLIER, min(seconds / known, _OUTLIER))
-            self._drift *= ratio**_DRIFTING
-            seconds = known * ratio ** (1 - _DRIFTING)
-        left = max(seconds - known, seconds * fresh / total)
+            seconds = max(known / _OUTLIER, min(seconds, known * _OUTLIER))
+            if all(self._curves[part].knows(rows) for part, rows in parts.items()):
+                self._drift *= (seconds / known) ** _DRIFTING
         for part, rows in parts.items():
             own = (seconds - left) * foreseen[part] / known if part in foreseen else left * rows / fresh
             curve = self._curves.pop(part, None) or _Curve()
@@ -177,7 +206,7 @@ class Pace:
         if step is None:
             return math.inf
         self._alone_until = (self._now if first else max(self._alone_until, self._now)) + step * job.left
-        return self._now + self._stretch * (self._alone_until - self._now)
+        return self._now + _AIM * self._stretch * (self._alone_until - self._now)
 
     def give_back(self, job: Paced) -> None:
         """A job goes before it is done: those who come after it no longer have it before them."""
@@ -203,8 +232,8 @@ class Pace:
             if together is None:
                 return False
             # Groups take turns by time: where there are several, each has that share of the device.
-            round_s = together * len(groups)
-            if any(other in held and round_s > self._granted(other, held[other]) for other in group):
+            round_s, margin = together * len(groups), _AIM if len(groups) == 1 else 1.0
+            if any(other in held and round_s > self._granted(other, held[other], margin) for other in group):
                 return False
         return True
 
@@ -214,10 +243,10 @@ class Pace:
         self._costs.learn(parts, seconds)
         self._now += self._costs.seconds(parts) or 0.0
 
-    def _granted(self, job: Paced, due: float) -> float:
+    def _granted(self, job: Paced, due: float, margin: float) -> float:
         """How long each of a job's steps may take."""
         own = self._costs.seconds(job.parts) or 0.0
-        return max((due - self._now) / max(1, job.left), self._stretch * own)
+        return max((due - self._now) / max(1, job.left), margin * self._stretch * own)
 
 
 def joined(jobs: Iterable[Paced]) -> dict[Part, int]:

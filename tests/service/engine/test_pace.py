@@ -117,7 +117,7 @@ def test_nobody_waits_longer_than_the_stretch_and_without_one_somebody_does(seed
 
 
 def test_a_machine_that_slows_down_slows_first_come_first_served_too():
-    """Three times slower from some moment on: the bound holds, and batches do not shrink for it."""
+    """Three times slower from some moment on: the bound holds, and batches do not fall apart for it."""
 
     def speed(now):
         return 3.0 if now > 4000 else 1.0
@@ -126,9 +126,10 @@ def test_a_machine_that_slows_down_slows_first_come_first_served_too():
     lefts = [work.left for work in steady]
     _, steps = served(steady, Limits(**LIMITS))
     ends, steps_slowed = served(slowing, Limits(**LIMITS), speed)
+    assert steps < sum(lefts) / 5
     # While the change is being learned, a job that runs is a little longer under way.
     assert worst_wait(slowing, ends, lefts, speed) < 2.4
-    assert steps_slowed < 1.3 * steps
+    assert steps_slowed < sum(lefts) / 4
 
 
 def test_under_load_batches_grow_as_large_as_they_may():
@@ -166,8 +167,7 @@ def test_costs_are_learned_by_size_and_part():
         costs.learn(parts, step_seconds(parts) * rng.uniform(0.9, 1.1))
     common = costs.seconds(at_shape({"large": 48})) / step_seconds(at_shape({"large": 48}))
     for rows in ({"small": 3}, {"small": 48}, {"large": 30}, {"small": 10, "large": 60}, {"small": 90}):
-        # A cheap step is seldom seen but as a small part of a dear one, whose noise alone is as large.
-        assert costs.seconds(at_shape(rows)) == pytest.approx(common * step_seconds(at_shape(rows)), rel=0.35)
+        assert costs.seconds(at_shape(rows)) == pytest.approx(common * step_seconds(at_shape(rows)), rel=0.15)
 
 
 def test_a_single_size_is_taken_to_cost_in_proportion_and_a_hiccup_counts_little():
@@ -190,6 +190,28 @@ def test_a_model_first_seen_beside_another_is_not_taken_to_be_free():
         costs.learn(at_shape({"small": 2}), 24.0)
     costs.learn(at_shape({"small": 20, "large": 1}), 160.0)
     assert costs.seconds(at_shape({"large": 1})) > 1
+
+
+def test_a_size_that_was_seen_at_a_bad_moment_is_tried_again():
+    costs = StepCosts()
+    for _ in range(20):
+        costs.learn(at_shape({"small": 3}), 26.0)
+    costs.learn(at_shape({"small": 24}), 5000.0)
+    assert costs.seconds(at_shape({"small": 24})) <= 1.25 * 8 * costs.seconds(at_shape({"small": 3}))
+
+
+def test_steps_that_vary_change_the_bound_little():
+    """Every step takes a tenth more or less than it should, at random, and the machine is slower by turns."""
+    rng = random.Random(0)
+
+    def speed(now):
+        return math.exp(0.2 * math.sin(now / 1500) + rng.gauss(0, 0.1))
+
+    for seed in range(4):
+        crowd = a_crowd(random.Random(seed), 80)
+        lefts = [work.left for work in crowd]
+        ends, _ = served(crowd, Limits(**LIMITS), speed)
+        assert worst_wait(crowd, ends, lefts, lambda now: math.exp(0.2 * math.sin(now / 1500))) < 2.2
 
 
 def test_a_shape_never_seen_costs_by_its_size():
