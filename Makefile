@@ -34,6 +34,7 @@ bench: setup
 	$(BIN)/python -m benchmarks.composition
 	$(BIN)/python -m benchmarks.sampler
 	$(BIN)/python -m benchmarks.engine
+	$(BIN)/python -m benchmarks.crowd
 	$(BIN)/python -m benchmarks.speed
 	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.models
