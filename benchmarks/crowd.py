@@ -147,7 +147,7 @@ def serve(seed: int, stretch: float) -> dict[str, float]:
     layouts = [lay_out(expression, params, models)[0] for _, expression, params in crowd]
     work = sum(len(layout.rows) * params.steps for layout, (_, _, params) in zip(layouts, crowd, strict=True))
     # Both models have one architecture, so rows of one stand for rows of both.
-    clock = Clock(models[MODELS[0]])
+    clock = alone(partial(Clock, models[MODELS[0]]))
     executor = Probing(catalog, forward_rows=FORWARD_ROWS)
     jobs: list[Job] = []
     with Engine(executor, replace(LIMITS, stretch=stretch)) as engine:
