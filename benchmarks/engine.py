@@ -9,7 +9,6 @@ Side by side, in pictures a second, decoding included everywhere but in the limi
     raw          the same rows through the network at the best batch size, and nothing else: the limit
 """
 
-import math
 import time
 from collections.abc import Callable
 from concurrent.futures import wait
@@ -33,12 +32,9 @@ from service.engine.scheduler import Limits
 CROWDS = (1, 4, 16, 64)
 FAST = (1, 16)
 BATCHES = (48, 96, 192)
-MIXED = 120
 FORWARD_ROWS = 96
 LIMITS = Limits(running_rows=192, caller_jobs=1000, waiting_jobs=1000)
-STRETCHES = (2.0, math.inf)
 EXPRESSION = And(tuple(Prompt(text, "shapes") for text in PROMPTS))
-WORDS = ("a red circle", "a blue star", "a green square", "a yellow triangle", "a purple circle", "a star")
 
 
 def request(seed: int) -> SamplingParams:
