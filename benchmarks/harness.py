@@ -33,7 +33,10 @@ def interleaved(ways: Mapping[str, Callable[[], object]], repeats: int) -> dict[
 
 
 def alone(way: Callable[[], T]) -> T:
-    """What a way returns, run in a thread that ends with it."""
+    """What a way returns, run in a thread that ends with it, and its OpenMP team with it.
+
+    What is made ready for :func:`interleaved` belongs in here too: the main thread's team would live on.
+    """
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(way).result()
 

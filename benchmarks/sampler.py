@@ -9,10 +9,12 @@ Three ways side by side:
 """
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import torch
 
-from benchmarks.harness import arguments, interleaved, medians, report, table
+from benchmarks.harness import alone, arguments, interleaved, medians, report, table
 from pipelines.catalog import Catalog
 from pipelines.composition import And, Prompt
 from pipelines.model import Condition, Model
@@ -52,30 +54,34 @@ def one_by_one(model: Model, params: SamplingParams) -> torch.Tensor:
     return z
 
 
+def ways_of(model: Model, images: int) -> dict[str, Callable[[], object]]:
+    """The three ways of so many pictures, once it is seen that the first two draw the same."""
+    models = {"shapes": model}
+    expression = And(tuple(Prompt(text, "shapes") for text in PROMPTS))
+    params = SamplingParams(steps=STEPS, guidance_scale=GUIDANCE, seed=1, num_images=images)
+    torch.testing.assert_close(sample(expression, params, models).z, one_by_one(model, params), rtol=0, atol=0.05)
+    z = NoiseSource(params, model.sample_shape(model.card.width, model.card.height)).draw().repeat(3, 1, 1, 1)
+    levels = torch.ones(len(z), dtype=torch.float64)
+    condition = expanded(model.encode_prompts([""]), len(z))
+
+    def raw() -> None:
+        for _ in range(STEPS):
+            model.denoised(z, levels, condition)
+
+    return {
+        "ours": lambda: sample(expression, params, models),
+        "one by one": lambda: one_by_one(model, params),
+        "raw": raw,
+    }
+
+
 def main() -> None:
     """Measure, print, write."""
     given = arguments("sampler", __doc__)
-    model = Catalog.builtin().get("shapes")
-    models = {"shapes": model}
-    expression = And(tuple(Prompt(text, "shapes") for text in PROMPTS))
+    model = alone(lambda: Catalog.builtin().get("shapes"))
     numbers, rows = {}, []
     for images in BATCHES:
-        params = SamplingParams(steps=STEPS, guidance_scale=GUIDANCE, seed=1, num_images=images)
-        # The same arithmetic by two routes, so that the times compare like with like.
-        torch.testing.assert_close(sample(expression, params, models).z, one_by_one(model, params), rtol=0, atol=0.05)
-        z = NoiseSource(params, model.sample_shape(model.card.width, model.card.height)).draw().repeat(3, 1, 1, 1)
-        levels = torch.ones(len(z), dtype=torch.float64)
-        condition = expanded(model.encode_prompts([""]), len(z))
-
-        def raw(z: torch.Tensor = z, levels: torch.Tensor = levels, condition: Condition = condition) -> None:
-            for _ in range(STEPS):
-                model.denoised(z, levels, condition)
-
-        ways = {
-            "ours": lambda params=params: sample(expression, params, models),
-            "one by one": lambda params=params: one_by_one(model, params),
-            "raw": raw,
-        }
+        ways = alone(partial(ways_of, model, images))
         seconds = medians(interleaved(ways, given.repeats))
         numbers[images] = seconds
         rows.append(

@@ -13,13 +13,14 @@ Rows of 3 are one request of two prompts; 48 and 96 are a busy engine's. Pixels 
 
 import os
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
 import torch
 
 from benchmarks.engine import EXPRESSION, request
-from benchmarks.harness import arguments, interleaved, medians, report, table
+from benchmarks.harness import alone, arguments, interleaved, medians, report, table
 from benchmarks.sampler import expanded
 from pipelines.catalog import Catalog
 from pipelines.entry import BUILTIN_FOLDER, Entry
@@ -38,11 +39,11 @@ WAYS = {
 COMPILED = {f"{name}, compiled": replace(entry, compile=True) for name, entry in WAYS.items()}
 
 
-@torch.inference_mode()
-def forward(model: Model, rows: int) -> None:
+def forward(model: Model, rows: int) -> Callable[[], object]:
     """One forward of so many rows."""
     z = torch.randn(rows, *model.sample_shape(model.card.width, model.card.height))
-    model.denoised(z, torch.ones(rows, dtype=torch.float64), expanded(model.encode_prompts([""]), rows))
+    levels, condition = torch.ones(rows, dtype=torch.float64), expanded(model.encode_prompts([""]), rows)
+    return lambda: model.denoised(z, levels, condition)
 
 
 def pictures(model: Model) -> torch.Tensor:
@@ -57,16 +58,17 @@ def main() -> None:
     models, loading = {}, {}
     for name, entry in (WAYS | COMPILED if os.environ.get("COMPILED") else WAYS).items():
         start = time.perf_counter()
-        models[name] = Catalog([entry], "cpu").get("shapes")
+        models[name] = alone(partial(Catalog([entry], "cpu").get, "shapes"))
         loading[name] = time.perf_counter() - start
-    exact = pictures(models["float32"])
+    exact = alone(partial(pictures, models["float32"]))
     numbers: dict[str, dict[str, float]] = {name: {} for name in models}
     for rows in ROWS:
-        seconds = medians(interleaved({n: partial(forward, m, rows) for n, m in models.items()}, 3 * given.repeats))
+        ways = {name: alone(partial(forward, model, rows)) for name, model in models.items()}
+        seconds = medians(interleaved(ways, 3 * given.repeats))
         for name, value in seconds.items():
             numbers[name][f"rows/s at {rows}"] = rows / value
     for name, model in models.items():
-        gap = (pictures(model) - exact).abs()
+        gap = (alone(partial(pictures, model)) - exact).abs()
         numbers[name]["mean difference"] = float(gap.mean())
         numbers[name][f"over {VISIBLE}, %"] = 100 * float((gap > VISIBLE).float().mean())
         numbers[name]["load, s"] = loading[name]
