@@ -14,9 +14,9 @@ from service.engine.engine import Engine
 from service.engine.executor import Executor
 
 AT_ONCE = 64
-ROUNDS = 10
+ROUNDS = 12
 # The first rounds see batch sizes, and so kernels and buffers, for the first time.
-WARM = 2
+WARM = 4
 # An engine without work gives freed memory back after a second.
 REST_S = 2.5
 

@@ -60,9 +60,6 @@ def write_models(folder: Path) -> None:
 def measure(policy: str, folder: Path) -> None:
     """Print the megabytes at each stage of one policy, tab-separated names and numbers."""
     import gc
-    import resource
-
-    import psutil
 
     import pipelines.families.stable_diffusion  # noqa: F401  the libraries' own memory belongs to the beginning
     from pipelines.catalog import Catalog, MemoryPolicy
@@ -73,8 +70,10 @@ def measure(policy: str, folder: Path) -> None:
 
     def tell(stage: str) -> None:
         gc.collect()
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-        print(f"{stage}\t{psutil.Process().memory_info().rss / 2**20:.0f}\t{peak:.0f}", flush=True)
+        # Not getrusage: its peak begins with what the parent process held when it started this one.
+        lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        now, peak = (int(lines[key].split()[0]) / 2**10 for key in ("VmRSS", "VmHWM"))
+        print(f"{stage}\t{now:.0f}\t{peak:.0f}", flush=True)
 
     def run(*names: str) -> None:
         terms = tuple(Prompt("a red circle", name) for name in names)

@@ -30,6 +30,7 @@ import torch
 from pipelines.entry import BUILTIN_FOLDER, BUILTIN_MODELS, DTYPES, FAMILIES, Entry, check_device
 from pipelines.errors import CatalogError, ModelLoadError, UnknownModelError
 from pipelines.kernel import Kernel
+from pipelines.memory import give_back_memory
 from pipelines.model import Guidance, LoadOptions, Model
 
 _GUIDANCE: Final = {Guidance.CLASSIFIER_FREE: 4.0, Guidance.DISTILLED: 3.5, Guidance.NONE: 1.0}
@@ -269,6 +270,7 @@ class Catalog:
                     part.to("cpu")
         if slots:
             gc.collect()
+            give_back_memory()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
         return [slot.entry.name for slot in slots]

@@ -1,6 +1,5 @@
-"""What bounds the executor: conditions kept, rows in one forward, steps queued on an accelerator, freed memory held."""
+"""What bounds the executor: conditions kept, rows in one forward, steps queued on an accelerator."""
 
-import ctypes
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable
 from typing import Final, Generic, Protocol, TypeVar
@@ -62,17 +61,6 @@ def out_of_memory(error: Exception) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-
-
-def give_back_memory() -> None:
-    """Return to the system what the C library holds of memory that was freed.
-
-    Batches come in every size, and between them the heap falls to pieces: without this a service's resident memory
-    grows by half within hundreds of requests. Nothing where there is no glibc.
-    """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
 
 
 class Event(Protocol):

@@ -9,8 +9,8 @@ from types import TracebackType
 from typing import Final, Self
 
 from pipelines.composition import Expression
+from pipelines.memory import give_back_memory
 from pipelines.params import SamplingParams
-from service.engine.bounds import give_back_memory
 from service.engine.executor import Executor
 from service.engine.job import Ask, CancelledJobError, DeadlineError, EngineStoppedError, Job, Outcome, Phase, Source
 from service.engine.metrics import Metrics

@@ -1,12 +1,8 @@
 """The engine with real small models: what a caller may rely on, whoever else is served."""
 
-import gc
-import os
-import platform
 import random
 import threading
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,7 +16,7 @@ from pipelines.composition import And, Average, Or, Product, Prompt
 from pipelines.errors import NonFiniteError, UnknownModelError
 from pipelines.params import SamplingParams
 from pipelines.sampler import NoiseSource, evaluate, prepare, sample, step
-from service.engine.bounds import LeastRecentlyUsed, RowBudget, RunAhead, give_back_memory, out_of_memory
+from service.engine.bounds import LeastRecentlyUsed, RowBudget, RunAhead, out_of_memory
 from service.engine.engine import Engine
 from service.engine.executor import Executor
 from service.engine.job import Ask, CancelledJobError, DeadlineError, EngineStoppedError, Phase
@@ -359,22 +355,6 @@ def test_a_model_s_own_bound_on_a_forward_s_rows_holds_for_it_alone(models):
         engine.submit(expression, SamplingParams(steps=2, guidance_scale=1.0, num_images=3)).result.result(WAIT)
     assert set(watched["one"].asked) == {6}
     assert set(watched["two"].asked) == {2}
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
-def test_freed_memory_goes_back_to_the_system():
-    """Small pieces with one in a hundred kept between them: freed, and yet held by the heap."""
-
-    def resident():
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-    pieces = [bytearray(16_000) for _ in range(20_000)]
-    kept, pieces = pieces[::100], None
-    gc.collect()
-    before = resident()
-    give_back_memory()
-    assert resident() < before - 100_000_000
-    assert len(kept) == 200
 
 
 class Mark:
