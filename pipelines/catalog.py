@@ -27,7 +27,7 @@ from weakref import WeakValueDictionary
 
 import torch
 
-from pipelines.entry import BUILTIN_FOLDER, BUILTIN_MODELS, DTYPES, FAMILIES, Entry, check_device
+from pipelines.entry import BUILTIN_FOLDER, BUILTIN_MODELS, DTYPES, FAMILIES, Entry, cannot_be_source, check_device
 from pipelines.errors import CatalogError, ModelLoadError, UnknownModelError
 from pipelines.kernel import Kernel
 from pipelines.memory import give_back_memory
@@ -369,8 +369,8 @@ def _pipeline_class(folder: Path) -> str:
         return str(json.loads((folder / "model_index.json").read_text())["_class_name"])
     except OSError as error:
         reason = "is missing" if isinstance(error, FileNotFoundError | NotADirectoryError) else error.strerror
-        detail = f"its source must be a diffusers folder, but model_index.json there {reason}"
-        raise ModelLoadError(detail) from error
+        reason = cannot_be_source(folder) or f"model_index.json there {reason}"
+        raise ModelLoadError(f"its source must be a diffusers folder, but {reason}") from error
     except (ValueError, KeyError, TypeError) as error:
         raise ModelLoadError("its model_index.json names no pipeline class") from error
 

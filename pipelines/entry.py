@@ -39,6 +39,7 @@ SINGLE_FILE: Final = ".safetensors"
 _STEPS: Final = 25
 _MAX_GUIDANCE: Final = 100
 _MAX_SKIPPED: Final = 11
+_LONGEST_NAME: Final = 200
 _MAX_ROWS: Final = 100_000
 _LEAST_STD: Final = 0.001
 _LARGEST_STD: Final = 1000
@@ -124,6 +125,7 @@ class Entry:
     @classmethod
     def parse(cls, name: str, table: Mapping[str, Any], base: Path) -> Self:
         """Read one ``[models.NAME]`` table, paths relative to ``base``; :class:`CatalogError` says what is wrong."""
+        _check_name(name)
         for key, value in table.items():
             where = f"models.{name}.{key}"
             if key not in _KEYS:
@@ -140,11 +142,33 @@ class Entry:
             given["config"] = _path(given["config"], base)
         if "kernel" in given:
             given["kernel"] = Kernel(given["kernel"])
-        if given["source"].suffix == SINGLE_FILE and "family" not in given:
-            raise CatalogError(f"models.{name}.family: a {SINGLE_FILE} file does not say its own; name it")
-        if given.get("compile") and given.get("loras"):
-            raise CatalogError(f"models.{name}.compile: not together with loras; what is worn would be compiled in")
+        _check_together(name, given)
         return cls(name, **given)
+
+
+def _check_name(name: str) -> None:
+    if not 0 < len(name) <= _LONGEST_NAME or not name.isprintable() or "/" in name or name != name.strip():
+        allowed = f"1 to {_LONGEST_NAME} printable characters, no slash, no space at either end"
+        raise CatalogError(f"models.{name!r}: a name has {allowed}")
+
+
+def _check_together(name: str, given: Mapping[str, Any]) -> None:
+    """Refuse keys that do not go together."""
+    if given["source"].suffix == SINGLE_FILE and "family" not in given:
+        raise CatalogError(f"models.{name}.family: a {SINGLE_FILE} file does not say its own; name it")
+    if "revision" in given and not given.get("hub"):
+        raise CatalogError(f"models.{name}.revision: only a source {HUB_PREFIX}OWNER/NAME has revisions")
+    if given.get("compile") and given.get("loras"):
+        raise CatalogError(f"models.{name}.compile: not together with loras; what is worn would be compiled in")
+
+
+def cannot_be_source(path: Path) -> str | None:
+    """Why nothing can be loaded from there; None where it may be possible."""
+    if not path.exists():
+        return "there is no such file or folder"
+    if path.is_file() and path.suffix != SINGLE_FILE:
+        return f"of single files only {SINGLE_FILE} is loaded: others are pickled and can run code"
+    return None
 
 
 def check_device(device: str, told_as: str) -> None:

@@ -31,12 +31,19 @@ class InvalidInputError(PipelineError):
 
 
 class UnknownModelError(PipelineError):
-    """A model that the catalogue does not hold."""
+    """A model that the catalogue does not hold.
 
-    def __init__(self, name: str, known: tuple[str, ...]) -> None:
+    Args:
+        name: What was asked for.
+        known: What there is.
+        field: Where it stands in the request; empty where it stands in none.
+    """
+
+    def __init__(self, name: str, known: tuple[str, ...], *, field: tuple[str | int, ...] = ()) -> None:
         super().__init__(f"no model named {name!r}; the catalogue holds {', '.join(known) or 'no models'}")
         self.name = name
         self.known = known
+        self.field = field
 
 
 class IncompatibleModelsError(PipelineError):

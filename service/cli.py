@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import socket
 from collections.abc import Sequence
 from pathlib import Path
@@ -101,6 +102,7 @@ def compose(
     from pipelines.sampler import sample
 
     with told():
+        check_output(out)
         held = open_catalog(catalog, device)
         expression = parse_words(words, held.names, temperature)
         defaults = held.defaults(leaves(expression)[0].model)
@@ -121,7 +123,6 @@ def compose(
     for i, picture in enumerate(pictures):
         path = out if images == 1 else out.with_stem(f"{out.stem}-{i}")
         pixels = picture.permute(1, 2, 0).mul(255).round().byte().cpu().numpy()
-        path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(path)
         density = ", ".join(f"{value:.1f}" for value in samples.log_density[i].tolist())
         typer.echo(f"{path}  seed {image_seed(params.seed, i)}  log-densities {density} nats")
@@ -147,6 +148,22 @@ def calibrate(
         path = calibration_path(held.source(name))
         write_calibration(path, curve)
     typer.echo(f"{path}: m(σ) at {len(curve.sigmas)} levels, from {curve.values[0]:.3g} to {curve.values[-1]:.3g}")
+
+
+def check_output(path: Path) -> None:
+    """Refuse a picture's path that cannot be written, before anything is sampled for it; makes its folder."""
+    from PIL import Image
+
+    kinds = Image.registered_extensions()
+    if kinds.get(path.suffix.lower()) not in Image.SAVE:
+        detail = f"--out {path}: its ending must be that of a picture: .png, .jpg, .webp and the like"
+        raise InvalidInputError(detail, field=("out",))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidInputError(f"--out {path}: cannot be written: {error.strerror}", field=("out",)) from error
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise InvalidInputError(f"--out {path}: cannot be written", field=("out",))
 
 
 def parse_words(words: Sequence[str], names: Sequence[str], temperature: float = 1.0) -> Expression:

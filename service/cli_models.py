@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from pipelines.catalog import Catalog
-from pipelines.entry import Entry
+from pipelines.entry import Entry, cannot_be_source
 from pipelines.errors import CatalogError, PipelineError
 from pipelines.model import Card
 from service.cli_common import (
@@ -71,7 +71,9 @@ def add_model(
     table = {key: value for key, value in given.items() if value is not None}
     with told():
         path = catalog_path(catalog or context.obj, read_settings()) or DEFAULT_CATALOG
-        Entry.parse(name, table, path.parent)
+        entry = Entry.parse(name, table, path.parent)
+        if entry.source.is_file() and (reason := cannot_be_source(entry.source)):
+            raise CatalogError(f"models.{name}.source: {source}: {reason}")
         try:
             written = path.read_text() if path.exists() else ""
             if name in _models_of(written, path):

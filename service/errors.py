@@ -24,6 +24,7 @@ from pipelines.errors import (
 )
 from service.engine.job import CancelledJobError, DeadlineError, EngineStoppedError
 from service.engine.scheduler import QueueFullError
+from service.pictures import PictureTooLargeError
 from service.registry import UnknownJobError
 
 MEDIA_TYPE: Final = "application/problem+json"
@@ -50,6 +51,7 @@ class Problem(BaseModel):
 
 
 STATUS: Final[Mapping[type[Exception], HTTPStatus]] = {
+    PictureTooLargeError: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     InvalidInputError: HTTPStatus.UNPROCESSABLE_ENTITY,
     IncompatibleModelsError: HTTPStatus.UNPROCESSABLE_ENTITY,
     UnknownModelError: HTTPStatus.NOT_FOUND,
@@ -110,6 +112,8 @@ def describe(error: Exception, instance: str, reference: str | None = None) -> P
     document = Problem(title=status.phrase, status=status, detail=str(error), instance=instance)
     if isinstance(error, InvalidInputError):
         document.errors = [FieldProblem(pointer=pointer(error.field), detail=error.detail)]
+    if isinstance(error, UnknownModelError) and error.field:
+        document.errors = [FieldProblem(pointer=pointer(error.field), detail=str(error))]
     if isinstance(error, QueueFullError):
         document.queue_position = error.waiting
     return document
@@ -130,6 +134,8 @@ def install(app: FastAPI) -> None:
 
     async def http(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
+        if isinstance(error.__cause__, Exception) and error.status_code == HTTPStatus.BAD_REQUEST:
+            return _unreadable(request)  # FastAPI has one sentence for whatever json.loads raises
         return problem(request, HTTPStatus(error.status_code), error.detail, headers=error.headers)
 
     for kind in STATUS:
@@ -139,11 +145,20 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(Exception, known)
 
 
+def _unreadable(request: Request) -> JSONResponse:
+    """415 for a compressed body; 400 for one of broken text, endless nesting, or numbers of thousands of digits."""
+    if "content-encoding" in request.headers:
+        detail = "the body must be sent as it is, without Content-Encoding"
+        return problem(request, HTTPStatus.UNSUPPORTED_MEDIA_TYPE, detail)
+    detail = "the body cannot be read: it must be JSON in UTF-8, not nested without end, its numbers of few digits"
+    return problem(request, HTTPStatus.BAD_REQUEST, detail)
+
+
 def _refusal(request: Request, error: RequestValidationError) -> JSONResponse:
     """400 for a body that is not JSON, 415 for one that does not say it is, else 422 with every field at fault."""
     faults = error.errors()
     if error.body is None and [fault["loc"] for fault in faults] == [("body",)]:
-        return problem(request, HTTPStatus.BAD_REQUEST, "the body is empty; it must be JSON")
+        return problem(request, HTTPStatus.BAD_REQUEST, "the body is empty or null; it must be a JSON object")
     if any(fault["type"] == "json_invalid" for fault in faults):
         reason = faults[0].get("ctx", {}).get("error", "")
         return problem(request, HTTPStatus.BAD_REQUEST, f"the body is not JSON: {reason}")

@@ -22,6 +22,10 @@ _READ: Final = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 _DATA_URI: Final = re.compile(r"data:[\w.+-]+/[\w.+-]+(;[\w.+=-]+)*;base64,", re.ASCII)
 
 
+class PictureTooLargeError(InvalidInputError):
+    """A picture of more pixels than the service takes."""
+
+
 def encode_picture(pixels: NDArray[np.uint8], image_format: str) -> bytes:
     """Encode one picture.
 
@@ -43,7 +47,8 @@ def decode_picture(text: str, field: str, max_pixels: int) -> Image.Image:
         max_pixels: Larger ones are refused before they are decompressed.
 
     Raises:
-        InvalidInputError: Not base64, not a picture, truncated, or too large.
+        InvalidInputError: Not base64, not a picture, or truncated.
+        PictureTooLargeError: Too large.
     """
     if text.startswith(("http:", "https:", "file:")):
         raise InvalidInputError(
@@ -65,7 +70,7 @@ def decode_picture(text: str, field: str, max_pixels: int) -> Image.Image:
         # What a broken file makes its reader raise is anybody's guess: broken EXIF alone raises four kinds.
         raise InvalidInputError(f"{field} cannot be read: {error}", field=(field,)) from error
     detail = f"{field} has {picture.width}×{picture.height} pixels; this service allows {max_pixels} in all"
-    raise InvalidInputError(detail, field=(field,))
+    raise PictureTooLargeError(detail, field=(field,))
 
 
 def _plain(picture: Image.Image) -> Image.Image:

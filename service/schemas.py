@@ -6,7 +6,7 @@ from dataclasses import replace
 from enum import StrEnum
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, Strict, field_validator, model_validator
 
 from pipelines.catalog import Defaults
 from pipelines.composition import MAX_COMPONENTS, And, Or, Prompt
@@ -25,6 +25,10 @@ _FEATHER: Final = 4.0
 _STRENGTH: Final = 0.75
 
 Text = Annotated[str, Field(max_length=_PROMPT_LENGTH)]
+# As JSON has them: neither "3" nor true is a number, and "yes" is no truth value.
+Whole = Annotated[int, Strict()]
+Real = Annotated[float, Strict()]
+Truth = Annotated[bool, Strict()]
 
 
 class ImageFormat(StrEnum):
@@ -57,7 +61,7 @@ class Component(BaseModel):
         str | None, Field(min_length=1, max_length=200, description="A name from /v1/models; none for the first.")
     ] = None
     weight: Annotated[
-        float,
+        Real,
         Field(
             ge=-_NATS,
             le=_NATS,
@@ -66,7 +70,10 @@ class Component(BaseModel):
         ),
     ] = 0.0
     lora: Annotated[
-        dict[Annotated[str, Field(min_length=1, max_length=200)], Annotated[float, Field(ge=-10, le=10)]],
+        dict[
+            Annotated[str, Field(min_length=1, max_length=200)],
+            Annotated[Real, Field(ge=-10, le=10, allow_inf_nan=False)],
+        ],
         Field(max_length=_LORAS, description="LoRAs of the model's own, by name, with their scales."),
     ] = {}
     negative_prompt: Annotated[
@@ -89,16 +96,28 @@ class Asking(BaseModel):
         Field(min_length=1, max_length=MAX_COMPONENTS, description="What to compose: objects or bare prompts."),
     ]
     steps: Annotated[
-        int | None, Field(ge=1, le=MAX_STEPS, description="Network calls; absent: the model's default.")
+        Whole | None, Field(ge=1, le=MAX_STEPS, description="Network calls; absent: the model's default.")
     ] = None
     seed: Annotated[
-        int | None, Field(ge=0, lt=SEED_LIMIT, description="Image i is drawn from seed + i; absent: drawn, returned.")
+        Whole | None, Field(ge=0, lt=SEED_LIMIT, description="Image i is drawn from seed + i; absent: drawn, returned.")
     ] = None
     width: Annotated[
-        int | None, Field(ge=8, le=_SIDE, description="Pixels; absent: the image's, else the model's own.")
+        Whole | None,
+        Field(
+            ge=8,
+            le=_SIDE,
+            description="Pixels, a multiple of what /v1/models tells; absent: the image's, else the model's own. The "
+            "service bounds width × height × num_images.",
+        ),
     ] = None
     height: Annotated[
-        int | None, Field(ge=8, le=_SIDE, description="Pixels; absent: the image's, else the model's own.")
+        Whole | None,
+        Field(
+            ge=8,
+            le=_SIDE,
+            description="Pixels, a multiple of what /v1/models tells; absent: the image's, else the model's own. The "
+            "service bounds width × height × num_images.",
+        ),
     ] = None
     kernel: Annotated[
         Kernel | None, Field(description="How noise and densities are stepped; absent: the model's default.")
@@ -107,11 +126,16 @@ class Asking(BaseModel):
         Fit, Field(description="How an image comes to the size asked for: cut, filled up at its edges, or stretched.")
     ] = "crop"
     priority: Annotated[
-        int, Field(ge=0, le=HIGHEST_PRIORITY, description="Higher runs earlier; waiting raises it.")
+        Whole, Field(ge=0, le=HIGHEST_PRIORITY, description="Higher runs earlier; waiting raises it.")
     ] = DEFAULT_PRIORITY
     timeout_s: Annotated[
-        float | None,
-        Field(gt=0, le=86400, allow_inf_nan=False, description="After how many seconds the answer is worthless."),
+        Real | None,
+        Field(
+            gt=0,
+            le=86400,
+            allow_inf_nan=False,
+            description="After how many seconds the answer is worthless; the service may allow less.",
+        ),
     ] = None
 
     def prompts(self, default_model: str) -> tuple[Prompt, ...]:
@@ -131,10 +155,12 @@ class _Request(Asking):
 
     negative_prompt: Annotated[Text, Field(description="What guidance leads away from.")] = ""
     guidance_scale: Annotated[
-        float | None,
+        Real | None,
         Field(ge=0, le=100, allow_inf_nan=False, description="Guidance w; 1 for none; absent: the model's default."),
     ] = None
-    num_images: Annotated[int, Field(ge=1, le=64)] = 1
+    num_images: Annotated[
+        Whole, Field(ge=1, le=64, description="Pictures; the service bounds their network rows × steps.")
+    ] = 1
     image: Annotated[
         str | None, Field(description="A picture to begin from, in base64 or as a data: URI; never an address.")
     ] = None
@@ -142,7 +168,7 @@ class _Request(Asking):
         str | None, Field(description="White where the image is painted anew, black where it is kept; in base64.")
     ] = None
     strength: Annotated[
-        float | None,
+        Real | None,
         Field(
             ge=0,
             le=1,
@@ -152,15 +178,21 @@ class _Request(Asking):
         ),
     ] = None
     mask_feather: Annotated[
-        float, Field(ge=0, le=256, description="Pixels inside of the mask's border over which painting blends in.")
+        Real,
+        Field(
+            ge=0,
+            le=256,
+            allow_inf_nan=False,
+            description="Pixels inside of the mask's border over which painting blends in.",
+        ),
     ] = _FEATHER
     output_format: ImageFormat = ImageFormat.PNG
     response_format: Annotated[
         Literal["b64_json", "url"], Field(description="Pictures inside the answer, or where to fetch them for a while.")
     ] = "b64_json"
-    include_trajectory: Annotated[bool, Field(description="Return weights and log-densities of every step.")] = False
+    include_trajectory: Annotated[Truth, Field(description="Return weights and log-densities of every step.")] = False
     preview_every: Annotated[
-        int, Field(ge=0, le=MAX_STEPS, description="Every how many steps listeners get a preview; 0 for never.")
+        Whole, Field(ge=0, le=MAX_STEPS, description="Every how many steps listeners get a preview; 0 for never.")
     ] = 0
 
     def ask(self, caller: str, timeout_s: float) -> Ask:
@@ -193,7 +225,7 @@ class OrRequest(_Request):
     """A picture that any of the components explains."""
 
     temperature: Annotated[
-        float,
+        Real,
         Field(ge=0, le=1e6, allow_inf_nan=False, description="T in κ = softmax(T log q + weight); 1 is the mixture."),
     ] = 1.0
 
@@ -207,7 +239,7 @@ class AndRequest(_Request):
     """A picture that all components explain equally well."""
 
     lift: Annotated[
-        float,
+        Real,
         Field(
             ge=-_NATS,
             le=_NATS,
@@ -227,10 +259,10 @@ class DensityRequest(Asking):
 
     image: Annotated[str, Field(description="The picture, in base64 or as a data: URI; never an address.")]
     steps: Annotated[
-        int | None,
+        Whole | None,
         Field(ge=2, le=MAX_STEPS, description="Network calls, the last of which tells nothing; absent: the model's."),
     ] = None
-    draws: Annotated[int, Field(ge=1, le=64, description="Draws of the noise to average over.")] = 4
+    draws: Annotated[Whole, Field(ge=1, le=64, description="Draws of the noise to average over.")] = 4
 
     @field_validator("kernel")
     @classmethod
@@ -281,7 +313,9 @@ class Picture(BaseModel):
     log_density: Annotated[
         dict[str, float | None], Field(description="Component → log q in nats; null where no step added noise.")
     ]
-    weight: Annotated[dict[str, float], Field(description="Component → mean κ over the steps.")]
+    weight: Annotated[
+        dict[str, float | None], Field(description="Component → mean κ over the steps; null where none was taken.")
+    ]
     clamp_rate: Annotated[float, Field(description="Share of the steps at which AND's weights were held back.")]
 
 
@@ -290,7 +324,7 @@ class TrajectoryPoint(BaseModel):
 
     step: int
     sigma: Annotated[float, Field(description="The noise level reached.")]
-    log_density: list[list[float]]
+    log_density: Annotated[list[list[float | None]], Field(description="In nats; null where no step adds noise.")]
     weight: list[list[float]]
 
 
@@ -385,6 +419,9 @@ class ModelInfo(BaseModel):
     takes_prompts: bool | None = None
     width: int | None = None
     height: int | None = None
+    multiple: Annotated[
+        int | None, Field(description="Pictures' sides are multiples of it; 0 for pictures of one size.")
+    ] = None
     sigma_min: float | None = None
     sigma_max: float | None = None
     parameters: int | None = None

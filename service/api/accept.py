@@ -10,6 +10,24 @@ from service.schemas import ImageFormat
 
 JSON: Final = "application/json"
 EVENT_STREAM: Final = "text/event-stream"
+CSV: Final = "text/csv"
+
+
+def joined(lines: list[str] | None) -> str | None:
+    """The lines of one header as the list that they are together (RFC 9110, section 5.3)."""
+    return ", ".join(lines) if lines else None
+
+
+def asynchronous(prefer: str | None) -> bool:
+    """Whether a Prefer header holds respond-async (RFC 7240)."""
+    return any(part.partition(";")[0].strip().lower() == "respond-async" for part in (prefer or "").split(","))
+
+
+def prefers_csv(accept: str | None) -> bool:
+    """Whether an Accept header likes CSV better than JSON."""
+    liked, _ = _by_preference(accept or "*/*")
+    known = (media_type for media_type in liked if media_type in {CSV, "text/*", JSON, "application/*", "*/*"})
+    return next(known, JSON) in {CSV, "text/*"}
 
 
 def preferred(accept: str | None, asked: ImageFormat) -> str:

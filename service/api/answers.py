@@ -43,6 +43,8 @@ def summary(record: Record, outcome: Outcome) -> SuperposeResponse:
     job = record.job
     prompts = leaves(job.expression)
     names = component_names(prompts)
+    calls = job.params.calls
+    weights = outcome.mean_weights.tolist() if calls else [[None] * len(names)] * len(outcome.pictures)
     return SuperposeResponse(
         id=job.id,
         created=int(job.created),
@@ -54,12 +56,12 @@ def summary(record: Record, outcome: Outcome) -> SuperposeResponse:
                 url=f"{job_path(job)}/images/{i}",
                 seed=image_seed(job.params.seed, i),
                 log_density=dict(zip(names, map(_known, outcome.log_density[i].tolist()), strict=True)),
-                weight=dict(zip(names, outcome.mean_weights[i].tolist(), strict=True)),
+                weight=dict(zip(names, weights[i], strict=True)),
                 clamp_rate=float(outcome.clamp_rate[i]),
             )
             for i in range(len(outcome.pictures))
         ],
-        timings=Timings(queued_ms=outcome.queued_s * 1e3, run_ms=outcome.run_s * 1e3, steps=job.params.calls),
+        timings=Timings(queued_ms=outcome.queued_s * 1e3, run_ms=outcome.run_s * 1e3, steps=calls),
     )
 
 
@@ -74,14 +76,18 @@ def answer(record: Record, outcome: Outcome) -> str:
     if record.body.response_format == "b64_json":
         for picture, data in zip(told.images, encoded(outcome, record.body.output_format), strict=True):
             picture.url, picture.b64_json = None, base64.b64encode(data).decode()
-    told.trajectory = [trajectory_point(point) for point in outcome.trajectory] or None
+    if record.body.include_trajectory:
+        told.trajectory = [trajectory_point(point) for point in outcome.trajectory]
     return told.model_dump_json()
 
 
 def trajectory_point(point: Point) -> TrajectoryPoint:
     """One step of a trajectory."""
     return TrajectoryPoint(
-        step=point.step, sigma=point.sigma, log_density=point.log_density.tolist(), weight=point.weights.tolist()
+        step=point.step,
+        sigma=point.sigma,
+        log_density=[[_known(nats) for nats in row] for row in point.log_density.tolist()],
+        weight=point.weights.tolist(),
     )
 
 

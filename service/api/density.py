@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pipelines.composition import Average, leaves
 from pipelines.sampler import check
 from service.api.caller import CallerDep
-from service.api.superpose import await_outcome, check_bounds, known_picture
+from service.api.superpose import await_outcome, check_bounds, check_models, known_picture
 from service.errors import Problem
 from service.schemas import DensityRequest, DensityResponse, Explanation, component_names
 from service.services import ServicesDep
@@ -32,6 +32,7 @@ async def density(body: DensityRequest, request: Request, services: ServicesDep,
     The Itô density estimator along the picture's own noising path, averaged over several draws of the noise, the same
     ones for every component.
     """
+    check_models(body, services.catalog)
     expression = Average(body.prompts(services.catalog.names[0]))
     async with services.models(leaf.model for leaf in leaves(expression)) as models:
         params = body.params(services.catalog.defaults(expression.terms[0].model))

@@ -6,11 +6,12 @@ import io
 from http import HTTPStatus
 from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Header, Path, Query, Request, Response
+from fastapi import APIRouter, Header, Path, Query, Response
 from sse_starlette import EventSourceResponse
 from starlette.exceptions import HTTPException
 
 from pipelines.composition import leaves
+from service.api.accept import CSV, joined, prefers_csv
 from service.api.answers import events, job_info, trajectory_point, when_over
 from service.api.caller import CallerDep
 from service.engine.job import Job, Outcome, Phase
@@ -85,17 +86,19 @@ async def job_image(
     return Response(data, media_type=wanted.media_type)
 
 
-@router.get("/{job_id}/trajectory", responses={200: {"content": {"text/csv": {}}}, 409: {"model": Problem}})
-async def job_trajectory(job_id: JobId, request: Request, services: ServicesDep) -> list[TrajectoryPoint]:
+@router.get("/{job_id}/trajectory", responses={200: {"content": {CSV: {}}}, 409: {"model": Problem}})
+async def job_trajectory(
+    job_id: JobId, services: ServicesDep, accept: Annotated[list[str] | None, Header()] = None
+) -> list[TrajectoryPoint]:
     """The weights and log-densities of every step, for a request with include_trajectory; CSV by Accept."""
     record = services.registry.get(job_id)
     points = [trajectory_point(point) for point in _outcome(record.job).trajectory]
-    if not points:
+    if not record.body.include_trajectory:
         detail = "this job kept no trajectory; ask for one with include_trajectory"
         raise HTTPException(HTTPStatus.CONFLICT, detail)
-    if "text/csv" in request.headers.get("accept", ""):
+    if prefers_csv(joined(accept)):
         names = component_names(leaves(record.job.expression))
-        return Response(_csv(points, names), media_type="text/csv")  # type: ignore[return-value]
+        return Response(_csv(points, names), media_type=CSV)  # type: ignore[return-value]
     return points
 
 

@@ -45,6 +45,7 @@ def _info(catalog: Catalog, name: str) -> ModelInfo:
             "takes_prompts": card.takes_prompts,
             "width": card.width,
             "height": card.height,
+            "multiple": card.multiple,
             "sigma_min": card.sigma_min,
             "sigma_max": card.sigma_max,
             "parameters": card.parameters,

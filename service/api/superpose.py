@@ -12,13 +12,14 @@ from fastapi.responses import JSONResponse
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.exceptions import HTTPException
 
+from pipelines.catalog import Catalog
 from pipelines.composition import Expression, leaves
-from pipelines.errors import InvalidInputError
+from pipelines.errors import InvalidInputError, UnknownModelError
 from pipelines.layout import lay_out
 from pipelines.model import Model
 from pipelines.params import SamplingParams
 from pipelines.sampler import check, picture_size
-from service.api.accept import EVENT_STREAM, JSON, preferred
+from service.api.accept import EVENT_STREAM, JSON, asynchronous, joined, preferred
 from service.api.answers import answer, encoded, events, job_info, job_path, summary, when_over
 from service.api.caller import CallerDep
 from service.engine.engine import Engine
@@ -41,9 +42,9 @@ _RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
 }
 
 AcceptHeader = Annotated[
-    str | None, Header(description="application/json, image/png, image/jpeg, image/webp or text/event-stream.")
+    list[str] | None, Header(description="application/json, image/png, image/jpeg, image/webp or text/event-stream.")
 ]
-PreferHeader = Annotated[str | None, Header(description="respond-async for 202 at once and the job's Location.")]
+PreferHeader = Annotated[list[str] | None, Header(description="respond-async for 202 at once and the job's Location.")]
 
 
 @router.post("/or", responses=_RESPONSES, response_model=None)
@@ -56,8 +57,9 @@ async def superpose_or(
     prefer: PreferHeader = None,
 ) -> Response:
     """A picture from the mixture of the components' densities."""
-    job = await _submit(body, services, caller, accept)
-    return await _respond(Record(job, body), request, services, accept, prefer)
+    liked = joined(accept)
+    job = await _submit(body, services, caller, liked)
+    return await _respond(Record(job, body), request, services, liked, joined(prefer))
 
 
 @router.post("/and", responses=_RESPONSES, response_model=None)
@@ -70,13 +72,15 @@ async def superpose_and(
     prefer: PreferHeader = None,
 ) -> Response:
     """A picture that every component finds equally likely."""
-    job = await _submit(body, services, caller, accept)
-    return await _respond(Record(job, body), request, services, accept, prefer)
+    liked = joined(accept)
+    job = await _submit(body, services, caller, liked)
+    return await _respond(Record(job, body), request, services, liked, joined(prefer))
 
 
 async def _submit(body: OrRequest | AndRequest, services: Services, caller: str, accept: str | None) -> Job:
     """Refuse what cannot be answered, then queue the rest."""
     catalog = services.catalog
+    check_models(body, catalog)
     expression = body.expression(catalog.names[0])
     wanted = preferred(accept, body.output_format)
     if isinstance(wanted, ImageFormat) and body.num_images != 1:
@@ -98,6 +102,13 @@ async def _submit(body: OrRequest | AndRequest, services: Services, caller: str,
         check(expression, params, models, on_canvas=source is not None)
         check_bounds(body, expression, params, models, services.settings)
         return services.engine.submit(expression, params, body.ask(caller, services.settings.max_timeout_s), source)
+
+
+def check_models(body: Asking, catalog: Catalog) -> None:
+    """Refuse components of models that there are not."""
+    for index, component in enumerate(body.components):
+        if component.model is not None and component.model not in catalog.names:
+            raise UnknownModelError(component.model, catalog.names, field=("components", index, "model"))
 
 
 def known_picture(
@@ -173,7 +184,7 @@ async def _respond(
     """In the way that the client prefers: at once with the job's address, as events, as a picture, or as JSON."""
     job = record.job
     services.registry.add(record)
-    if "respond-async" in (prefer or "").lower():
+    if asynchronous(prefer):
         info = job_info(record, services.engine.positions())
         headers = {"Location": job_path(job), "Preference-Applied": "respond-async"}
         return JSONResponse(info.model_dump(mode="json"), HTTPStatus.ACCEPTED, headers)

@@ -145,10 +145,16 @@ class Engine:
         return job
 
     def cancel(self, job: Job) -> None:
-        """Have a job dropped at the next tick, wherever it is; nothing happens to one that is over."""
+        """End a job that waits, and have one that runs dropped at the next tick; one that is over stays as it is."""
         job.cancel()
         with self._wake:
+            waited = self._scheduler.withdraw(job)
+            if waited:
+                self._tell_positions(time.monotonic())
             self._wake.notify_all()
+        if waited:
+            # The event loop may be who cancels: it has no time to unload models.
+            self._end(job, CancelledJobError("the job was cancelled"), unload=False)
 
     def _tell_positions(self, now: float) -> None:
         """Tell the waiting jobs' listeners where they stand; publishing never waits, so the lock may be held."""
@@ -338,14 +344,14 @@ class Engine:
             _LOG.exception("job %s failed", job.id)
             self._end(job, error)
 
-    def _end(self, job: Job, how: Outcome | Exception) -> None:
+    def _end(self, job: Job, how: Outcome | Exception, *, unload: bool = True) -> None:
         if job.over:
             return
         if isinstance(how, Exception):
             job.fail(how)
         else:
             job.succeed(how)
-        self._executor.release(job)
+        self._executor.release(job, unload=unload)
         self.metrics.jobs.labels(job.phase.value).inc()
 
     def _observe(self) -> None:

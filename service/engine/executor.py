@@ -78,9 +78,9 @@ class Executor:
         """Keep the job's models loaded until :meth:`release`; any thread may ask."""
         self._catalog.hold({leaf.model for leaf in leaves(job.expression)})
 
-    def release(self, job: Job) -> None:
-        """Undo :meth:`hold`."""
-        self._catalog.release({leaf.model for leaf in leaves(job.expression)})
+    def release(self, job: Job, *, unload: bool = True) -> None:
+        """Undo :meth:`hold`; see :meth:`Catalog.release`."""
+        self._catalog.release({leaf.model for leaf in leaves(job.expression)}, unload=unload)
 
     def start(self, job: Job) -> None:
         """Encode the prompts, fix the course, draw z_T."""
@@ -298,9 +298,10 @@ def _outcome(job: Job, samples: Samples, pictures: NDArray[np.uint8]) -> Outcome
 
 
 def _point(state: SamplerState) -> Point:
+    log_density = state.log_q.cpu() if state.schedule.estimates else torch.full(state.log_q.shape, torch.nan)
     return Point(
         step=state.index,
         sigma=float(state.schedule.sigmas[state.index]),
         weights=np.array(state.weights.cpu()),
-        log_density=np.array(state.log_q.cpu()),
+        log_density=np.array(log_density, dtype=np.float64),
     )

@@ -193,10 +193,15 @@ class Scheduler(Generic[J]):
     def drop(self, now: float) -> list[J]:
         """Take cancelled and overdue jobs out of the queue and the running set, and return them."""
         gone = [job for job in (*self.waiting, *self._running) if job.cancelled or job.deadline <= now]
-        for job in gone:
-            self._pace.give_back(job)
         self._remove(gone)
         return gone
+
+    def withdraw(self, job: J) -> bool:
+        """Take a job out of the queue; False where it does not wait there."""
+        waits = job in self.waiting
+        if waits:
+            self._remove([job])
+        return waits
 
     def took(self, jobs: Iterable[J], seconds: float) -> None:
         """Learn what a joint step of these jobs took."""
@@ -224,6 +229,8 @@ class Scheduler(Generic[J]):
         return -aged, served.get(job.caller, 0), job.submitted
 
     def _remove(self, jobs: Sequence[J]) -> None:
+        for job in jobs:
+            self._pace.give_back(job)
         gone = set(jobs)
         kept = {key: deque(job for job in queue if job not in gone) for key, queue in self._waiting.items()}
         self._waiting = {key: queue for key, queue in kept.items() if queue}

@@ -1,6 +1,7 @@
 """The routes in process, over small real models."""
 
 import base64
+import gzip
 import io
 import json
 import threading
@@ -107,6 +108,18 @@ def test_a_bare_picture_whatever_the_prompts(client):
     assert named["images"][0]["log_density"] == dict.fromkeys(body["components"])
 
 
+def test_the_lines_of_a_header_are_one_list(client):
+    headers = [("Accept", "application/pdf"), ("Accept", "image/png")]
+    assert client.post(OR, json=BODY, headers=headers).headers["content-type"] == "image/png"
+
+
+def test_a_step_without_noise_estimates_nothing(client):
+    told = client.post(OR, json=BODY | {"steps": 1, "include_trajectory": True}).json()
+    (point,) = told["trajectory"]
+    assert point["log_density"] == [[None, None]]
+    assert sum(point["weight"][0]) == pytest.approx(1)
+
+
 def test_a_bare_picture_of_several_is_refused_before_any_work(client):
     problem = refused(client.post(OR, json=BODY | {"num_images": 2}, headers={"Accept": "image/png"}), 406)
     assert "num_images is 2" in problem["detail"]
@@ -192,11 +205,45 @@ def test_all_faults_are_named_at_once(client):
     assert {error["pointer"] for error in problem["errors"]} == {"#/steps", "#/seed", "#/extra"}
 
 
-@pytest.mark.parametrize("text", ['{"components": ["a"]', "", "\xff", "[1, 2"])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("steps", "3"),
+        ("steps", True),
+        ("steps", 2.5),
+        ("seed", "7"),
+        ("guidance_scale", "4"),
+        ("guidance_scale", True),
+        ("num_images", "2"),
+        ("width", "16"),
+        ("priority", False),
+        ("timeout_s", "60"),
+        ("include_trajectory", "yes"),
+        ("include_trajectory", 1),
+        ("temperature", "1"),
+        ("mask_feather", True),
+    ],
+)
+def test_what_only_looks_like_the_type_is_refused(client, field, value):
+    (error,) = refused(client.post(OR, json=BODY | {field: value}), 422)["errors"]
+    assert error["pointer"] == f"#/{field}"
+
+
+def test_a_whole_number_is_a_number(client):
+    assert client.post(OR, json=BODY | {"guidance_scale": 2, "temperature": 1}).status_code == 200
+
+
+@pytest.mark.parametrize("text", ['{"components": ["a"]', "", "null", "\xff", "[1, 2", "[" * 20_000, "9" * 5000])
 def test_what_is_not_json_is_400(client, text):
-    answer = client.post(OR, content=text.encode("latin-1"), headers={"Content-Type": "application/json"})
-    detail = refused(answer, 400)["detail"]
-    assert "JSON" in detail or "parsing the body" in detail
+    body = '{"seed": ' + text + "}" if text.startswith("9") else text
+    answer = client.post(OR, content=body.encode("latin-1"), headers={"Content-Type": "application/json"})
+    assert "JSON" in refused(answer, 400)["detail"]
+
+
+def test_a_compressed_body_is_415(client):
+    headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+    answer = client.post(OR, content=gzip.compress(json.dumps(BODY).encode()), headers=headers)
+    assert "Content-Encoding" in refused(answer, 415)["detail"]
 
 
 def test_what_does_not_say_it_is_json_is_415(client):
@@ -219,6 +266,7 @@ def test_an_unknown_model_is_404_and_the_known_ones_are_named(client):
     problem = refused(client.post(AND, json={"components": ["a", {"prompt": "b", "model": "three"}]}), 404)
     assert "'three'" in problem["detail"]
     assert "one, two, pixels" in problem["detail"]
+    assert [error["pointer"] for error in problem["errors"]] == ["#/components/1/model"]
     refused(client.get("/v1/models/three"), 404)
 
 

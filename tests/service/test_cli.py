@@ -58,7 +58,13 @@ def test_compose_writes_pictures(catalog, tmp_path):
         (["compose", "a", "b"], "operators are"),
         (["compose", "a", "--steps", "0"], "steps must be 1 to 1000"),
         (["compose", "a", "or", "b", "--kernel", "deterministic"], "no density"),
+        (["compose", "a", "--out", "x.xyz"], "its ending must be that of a picture"),
+        (["compose", "a", "--out", "/proc/none/x.png"], "cannot be written"),
         (["models", "--catalog", "/nothing/here.toml"], "no such catalogue"),
+        (["models", "add", "", "x"], "a name has 1 to 200 printable characters"),
+        (["models", "add", "a/b", "x"], "no slash"),
+        (["models", "add", "a", "x", "--revision", "main"], "models.a.revision: only a source hub:OWNER/NAME"),
+        (["models", "add", "a", __file__], "only .safetensors is loaded"),
         (["calibrate", "cat"], "no model named 'cat'"),
     ],
 )

@@ -12,10 +12,12 @@ from pipelines import errors as science
 from service.engine.job import CancelledJobError, DeadlineError, EngineStoppedError
 from service.engine.scheduler import QueueFullError
 from service.errors import MEDIA_TYPE, STATUS, install, pointer
+from service.pictures import PictureTooLargeError
 from service.registry import UnknownJobError
 
 SAMPLES = [
     (science.InvalidInputError("steps must be at least 1, got 0", field=("steps",)), 422),
+    (PictureTooLargeError("image has 65×64 pixels", field=("image",)), 413),
     (science.IncompatibleModelsError({"a": "latent", "b": "pixel"}), 422),
     (science.UnknownModelError("x", ("shapes",)), 404),
     (science.NonFiniteError("the sample overflowed"), 422),

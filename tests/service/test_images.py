@@ -113,7 +113,6 @@ def test_previews_of_a_painting_job_come_too(client):
         ({"image": "http://example.com/a.png"}, "#/image", "addresses are not fetched"),
         ({"image": "no base64!"}, "#/image", "is not base64"),
         ({"image": base64.b64encode(b"text").decode()}, "#/image", "is none of PNG"),
-        ({"image": encoded(noise(65, 64))}, "#/image", "65×64 pixels; this service allows 4096"),
         ({"image": encoded(noise(32, 32))[:400]}, "#/image", "cannot be read"),
         ({"image": encoded(noise(8, 8)), "mask": "?"}, "#/mask", "is not base64"),
         ({"mask": encoded(half(16, 16))}, "#/mask", "a mask needs an image"),
@@ -127,6 +126,23 @@ def test_a_picture_that_cannot_be_used_is_refused_by_its_field(client, given, po
     problem = refused(client.post(AND, json=ask(**given)), 422)
     assert [error["pointer"] for error in problem["errors"]] == [pointer]
     assert told in problem["errors"][0]["detail"]
+
+
+@pytest.mark.parametrize("path", [AND, DENSITY])
+def test_a_picture_of_too_many_pixels_is_413(client, path):
+    body = {"components": COMPONENTS, "image": encoded(noise(65, 64))}
+    (error,) = refused(client.post(path, json=body), 413)["errors"]
+    assert error["pointer"] == "#/image"
+    assert "65×64 pixels; this service allows 4096" in error["detail"]
+
+
+def test_an_image_given_back_as_it_is_has_no_steps_to_tell_of(client):
+    body = ask(image=encoded(noise(16, 16)), strength=0, include_trajectory=True)
+    told = client.post(AND, json=body).json()
+    assert told["trajectory"] == []
+    (picture,) = told["images"]
+    assert set(picture["weight"].values()) == set(picture["log_density"].values()) == {None}
+    assert client.get(f"/v1/jobs/{told['id']}/trajectory").json() == []
 
 
 def test_a_density_explains_a_picture(client):

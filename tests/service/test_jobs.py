@@ -125,6 +125,27 @@ def test_delete_cancels_a_running_job_any_number_of_times(client):
     assert client.get(f"{path}/images/0").status_code == 409
 
 
+def test_preferences_are_a_list_of_words(client):
+    several = [("Prefer", "handling=lenient"), ("Prefer", "wait=3, Respond-Async; x")]
+    assert client.post(OR, json=BODY, headers=several).status_code == 202
+    assert client.post(OR, json=BODY, headers={"Prefer": "no-respond-async-please"}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("accept", "media_type"),
+    [
+        ("text/csv", "text/csv"),
+        ("application/json, text/csv;q=0.1", "application/json"),
+        ("application/json, text/csv;q=0", "application/json"),
+        ("application/json;q=0.1, text/csv", "text/csv"),
+    ],
+)
+def test_a_trajectory_comes_as_it_is_liked_best(client, accept, media_type):
+    made = client.post(OR, json=BODY | {"include_trajectory": True}).json()
+    answer = client.get(f"/v1/jobs/{made['id']}/trajectory", headers={"Accept": accept})
+    assert answer.headers["content-type"].partition(";")[0] == media_type
+
+
 def test_cancelling_leaves_nothing_in_the_log(client, caplog):
     path = client.post(AND, json=LONG, headers=ASYNC).headers["location"]
     client.delete(path)

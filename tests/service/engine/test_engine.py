@@ -119,6 +119,24 @@ def test_cancel_drops_a_job_wherever_it_is_and_nobody_else(catalog):
         assert engine.load == (0, 0)
 
 
+def test_a_waiting_job_is_cancelled_at_once_not_at_the_next_tick(catalog):
+    held = Held(catalog)
+    with Engine(held, Limits(running_rows=1)) as engine:
+        params = SamplingParams(steps=2, guidance_scale=1.0)
+        running = engine.submit(one("a"), params)
+        assert held.stepping.wait(WAIT)
+        waiting, other = engine.submit(one("b"), params), engine.submit(one("c"), params)
+        engine.cancel(waiting)
+        # The engine stands in the middle of a step.
+        assert waiting.phase is Phase.CANCELLED
+        assert engine.positions() == {other.id: 0}
+        engine.cancel(waiting)
+        held.go.set()
+        for job in (running, other):
+            job.result.result(WAIT)
+    assert engine.metrics.jobs.labels("cancelled")._value.get() == 1
+
+
 def test_a_full_queue_refuses(catalog):
     held = Held(catalog)
     with Engine(held, Limits(running_rows=1, waiting_jobs=1)) as engine:

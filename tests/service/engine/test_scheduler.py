@@ -50,6 +50,17 @@ def test_first_come_first_served_within_the_row_budget():
     assert made.admit(0) == works[2:]
 
 
+def test_only_a_waiting_job_can_be_withdrawn():
+    running, waiting = Work(10), Work(10)
+    made = scheduler(running, waiting, running_rows=10)
+    assert made.admit(0) == [running]
+    assert not made.withdraw(running)
+    assert made.withdraw(waiting)
+    assert not made.withdraw(waiting)
+    assert made.waiting == []
+    assert made.running == [running]
+
+
 def test_a_small_job_never_overtakes_a_large_one():
     works = [Work(6), Work(8), Work(1)]
     made = scheduler(*works, running_rows=10)
