@@ -18,6 +18,7 @@ from service.engine.engine import Engine
 from service.engine.executor import Executor
 from service.engine.metrics import Metrics
 from service.engine.scheduler import Limits
+from service.idempotency import IdempotencyKeys
 from service.registry import Registry
 from service.services import Services
 from service.settings import Settings
@@ -47,7 +48,8 @@ def create_app(
         catalog = Catalog.read(read, device, fast=fast) if read else Catalog.builtin(device, fast=fast)
     if engine is None:
         engine = build_engine(settings, catalog)
-    services = Services(settings, catalog, engine, Registry(settings.keep_s, settings.keep_bytes))
+    registry = Registry(settings.keep_s, settings.keep_bytes)
+    services = Services(settings, catalog, engine, registry, IdempotencyKeys(registry))
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -24,6 +24,7 @@ from pipelines.errors import (
 )
 from service.engine.job import CancelledJobError, DeadlineError, EngineStoppedError
 from service.engine.scheduler import QueueFullError
+from service.idempotency import IdempotencyError
 from service.pictures import PictureTooLargeError
 from service.registry import UnknownJobError
 
@@ -64,6 +65,7 @@ STATUS: Final[Mapping[type[Exception], HTTPStatus]] = {
     CancelledJobError: HTTPStatus.CONFLICT,
     DeadlineError: HTTPStatus.GATEWAY_TIMEOUT,
     UnknownJobError: HTTPStatus.NOT_FOUND,
+    IdempotencyError: HTTPStatus.CONFLICT,
 }
 _RETRY_AFTER: Final = {HTTPStatus.TOO_MANY_REQUESTS: 5, HTTPStatus.SERVICE_UNAVAILABLE: 10}
 

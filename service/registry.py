@@ -59,6 +59,12 @@ class Registry:
         with self._lock:
             self._records.pop(job.id, None)
 
+    def ids(self) -> set[str]:
+        """The ids of all jobs that can be asked for."""
+        self.forget()
+        with self._lock:
+            return set(self._records)
+
     def of(self, caller: str) -> list[Record]:
         """The caller's jobs, newest first."""
         self.forget()

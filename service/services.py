@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 from pipelines.catalog import Catalog
 from pipelines.model import Model
 from service.engine.engine import Engine
+from service.idempotency import IdempotencyKeys
 from service.registry import Registry
 from service.settings import Settings
 
@@ -27,6 +28,7 @@ class Services:
         catalog: The models.
         engine: What runs the jobs.
         registry: The jobs by id.
+        keys: The jobs by the key that their request came with.
         ready: Set when the models that are to be ready are loaded, or cannot be.
     """
 
@@ -34,6 +36,7 @@ class Services:
     catalog: Catalog
     engine: Engine
     registry: Registry
+    keys: IdempotencyKeys
     ready: asyncio.Event = field(default_factory=asyncio.Event)
 
     @contextlib.asynccontextmanager

@@ -3,11 +3,11 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Header, Request, Response
+from fastapi import APIRouter, Depends, Header, Request, Response
 from fastapi.responses import JSONResponse
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.exceptions import HTTPException
@@ -41,53 +41,96 @@ _RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
     **{status: {"model": Problem} for status in (400, 404, 406, 413, 415, 422, 429, 500, 503, 504)},
 }
 
-AcceptHeader = Annotated[
-    list[str] | None, Header(description="application/json, image/png, image/jpeg, image/webp or text/event-stream.")
-]
-PreferHeader = Annotated[list[str] | None, Header(description="respond-async for 202 at once and the job's Location.")]
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """How a client wants its answer.
+
+    Attributes:
+        accept: The Accept header, its lines as one.
+        at_once: Whether it wants the job's address, not the outcome.
+        key: Its Idempotency-Key.
+    """
+
+    accept: str | None
+    at_once: bool
+    key: str | None
+
+
+def wishes(
+    accept: Annotated[
+        list[str] | None,
+        Header(description="application/json, image/png, image/jpeg, image/webp or text/event-stream."),
+    ] = None,
+    prefer: Annotated[
+        list[str] | None, Header(description="respond-async for 202 at once and the job's Location.")
+    ] = None,
+    idempotency_key: Annotated[
+        str | None,
+        Header(
+            min_length=1,
+            max_length=255,
+            description="Of the client's choice: the same request with the same key gets the same job, and the job "
+            "outlives the connection.",
+        ),
+    ] = None,
+) -> Wishes:
+    """Read the headers."""
+    return Wishes(joined(accept), asynchronous(joined(prefer)), idempotency_key)
+
+
+WishesDep = Annotated[Wishes, Depends(wishes)]
 
 
 @router.post("/or", responses=_RESPONSES, response_model=None)
 async def superpose_or(
-    body: OrRequest,
-    request: Request,
-    services: ServicesDep,
-    caller: CallerDep,
-    accept: AcceptHeader = None,
-    prefer: PreferHeader = None,
+    body: OrRequest, request: Request, services: ServicesDep, caller: CallerDep, wanted: WishesDep
 ) -> Response:
     """A picture from the mixture of the components' densities."""
-    liked = joined(accept)
-    job = await _submit(body, services, caller, liked)
-    return await _respond(Record(job, body), request, services, liked, joined(prefer))
+    return await _superpose(body, request, services, caller, wanted)
 
 
 @router.post("/and", responses=_RESPONSES, response_model=None)
 async def superpose_and(
-    body: AndRequest,
-    request: Request,
-    services: ServicesDep,
-    caller: CallerDep,
-    accept: AcceptHeader = None,
-    prefer: PreferHeader = None,
+    body: AndRequest, request: Request, services: ServicesDep, caller: CallerDep, wanted: WishesDep
 ) -> Response:
     """A picture that every component finds equally likely."""
-    liked = joined(accept)
-    job = await _submit(body, services, caller, liked)
-    return await _respond(Record(job, body), request, services, liked, joined(prefer))
+    return await _superpose(body, request, services, caller, wanted)
 
 
-async def _submit(body: OrRequest | AndRequest, services: Services, caller: str, accept: str | None) -> Job:
+async def _superpose(
+    body: OrRequest | AndRequest, request: Request, services: Services, caller: str, wanted: Wishes
+) -> Response:
+    """Queue a request, or find the job that its key stands for, and answer as the client wishes."""
+    form = _form(body, wanted)
+    if wanted.key is None:
+        record = Record(await _submit(body, services, caller), body)
+        services.registry.add(record)
+        return await _respond(record, request, services, wanted, form)
+    asked = f"{request.url.path} {body.model_dump_json()}"
+    with services.keys.claim(caller, wanted.key, asked) as claim:
+        if claim.record is None:
+            record = Record(await _submit(body, services, caller), body)
+            services.registry.add(record)
+            claim.record = record
+        record = claim.record
+    return await _respond(record, request, services, wanted, form)
+
+
+def _form(body: OrRequest | AndRequest, wanted: Wishes) -> str:
+    """JSON, EVENT_STREAM or an :class:`ImageFormat`; 406 where the answer cannot be had so."""
+    form = preferred(wanted.accept, body.output_format)
+    if isinstance(form, ImageFormat) and body.num_images != 1 and not wanted.at_once:
+        detail = f"{form.media_type} carries one picture, but num_images is {body.num_images}; accept application/json"
+        raise HTTPException(HTTPStatus.NOT_ACCEPTABLE, detail)
+    return form
+
+
+async def _submit(body: OrRequest | AndRequest, services: Services, caller: str) -> Job:
     """Refuse what cannot be answered, then queue the rest."""
     catalog = services.catalog
     check_models(body, catalog)
     expression = body.expression(catalog.names[0])
-    wanted = preferred(accept, body.output_format)
-    if isinstance(wanted, ImageFormat) and body.num_images != 1:
-        detail = (
-            f"{wanted.media_type} carries one picture, but num_images is {body.num_images}; accept application/json"
-        )
-        raise HTTPException(HTTPStatus.NOT_ACCEPTABLE, detail)
     async with services.models(leaf.model for leaf in leaves(expression)) as models:
         params = body.params(catalog.defaults(leaves(expression)[0].model))
         source = None
@@ -178,26 +221,24 @@ def _check_work(
         raise InvalidInputError(f"{told}; this service allows {settings.max_job_work}", field=("steps",))
 
 
-async def _respond(
-    record: Record, request: Request, services: Services, accept: str | None, prefer: str | None
-) -> Response:
+async def _respond(record: Record, request: Request, services: Services, wanted: Wishes, form: str) -> Response:
     """In the way that the client prefers: at once with the job's address, as events, as a picture, or as JSON."""
     job = record.job
-    services.registry.add(record)
-    if asynchronous(prefer):
+    if wanted.at_once:
         info = job_info(record, services.engine.positions())
         headers = {"Location": job_path(job), "Preference-Applied": "respond-async"}
         return JSONResponse(info.model_dump(mode="json"), HTTPStatus.ACCEPTED, headers)
-    wanted = preferred(accept, record.body.output_format)
-    if wanted == EVENT_STREAM:
-        stream = _events_until_left(record, services.engine)
+    # Whoever sends a key means to come back if the connection breaks, perhaps over another one already.
+    leaving = None if wanted.key else services.engine
+    if form == EVENT_STREAM:
+        stream = events(record) if leaving is None else _events_until_left(record, leaving)
         return EventSourceResponse(stream, shutdown_grace_period=services.settings.stream_grace_s)
-    outcome = await await_outcome(job, request, services.engine)
+    outcome = await await_outcome(job, request, leaving)
     if outcome is None:
         return Response(status_code=_CLIENT_CLOSED_REQUEST)
-    if not isinstance(wanted, ImageFormat):
+    if not isinstance(form, ImageFormat):
         return Response(await asyncio.to_thread(answer, record, outcome), media_type=JSON)
-    (data,) = await asyncio.to_thread(encoded, outcome, wanted)
+    (data,) = await asyncio.to_thread(encoded, outcome, form)
     (picture,) = summary(record, outcome).images
     headers = {
         "X-Superdiff-Id": job.id,
@@ -206,7 +247,7 @@ async def _respond(
         "X-Superdiff-Log-Density": json.dumps(list(picture.log_density.values())),
         "X-Superdiff-Weight": json.dumps(list(picture.weight.values())),
     }
-    return Response(data, media_type=wanted.media_type, headers=headers)
+    return Response(data, media_type=form.media_type, headers=headers)
 
 
 async def _events_until_left(record: Record, engine: Engine) -> AsyncIterator[ServerSentEvent]:
@@ -218,15 +259,15 @@ async def _events_until_left(record: Record, engine: Engine) -> AsyncIterator[Se
         engine.cancel(record.job)
 
 
-async def await_outcome(job: Job, request: Request, engine: Engine) -> Outcome | None:
-    """The job's outcome; a client that goes away cancels the job and gets None."""
+async def await_outcome(job: Job, request: Request, engine: Engine | None) -> Outcome | None:
+    """The job's outcome; None for a client that goes away, and the job is cancelled if the engine is given."""
     over = asyncio.create_task(when_over(job))
     gone = asyncio.create_task(_disconnected(request))
     try:
         await asyncio.wait([over, gone], return_when=asyncio.FIRST_COMPLETED)
     finally:
         gone.cancel()
-        if not job.over:
+        if engine is not None and not job.over:
             engine.cancel(job)
     return job.result.result() if job.over else None
 

@@ -127,6 +127,23 @@ def test_a_client_that_goes_away_cancels_its_job(client, server, accept):
     until(lambda: [job["status"] for job in mine(client, accept)] == ["cancelled"])
 
 
+@pytest.mark.parametrize("accept", ["application/json", "text/event-stream"])
+def test_with_a_key_the_job_outlives_the_connection(client, server, accept):
+    name = f"key {accept}"
+    headers = {"X-Client-Id": name, "Idempotency-Key": "again"}
+    body = BODY | {"steps": 60}
+    with (
+        contextlib.suppress(httpx.ReadTimeout),
+        httpx.stream("POST", server.url + OR, json=body, headers=headers | {"Accept": accept}, timeout=0.3) as stream,
+    ):
+        next(stream.iter_raw())
+    (left,) = mine(client, name)
+    again = client.post(OR, json=body, headers=headers)
+    assert again.status_code == 200, again.text
+    assert again.json()["id"] == left["id"]
+    assert [job["status"] for job in mine(client, name)] == ["completed"]
+
+
 def test_sigterm_finishes_what_runs_turns_away_what_waits_and_ends(tmp_path):
     running = start(tmp_path / "log", SUPERDIFF_RUNNING_ROWS="3", SUPERDIFF_GRACE_S="60")
     body = BODY | {"steps": 150}

@@ -12,6 +12,7 @@ from pipelines import errors as science
 from service.engine.job import CancelledJobError, DeadlineError, EngineStoppedError
 from service.engine.scheduler import QueueFullError
 from service.errors import MEDIA_TYPE, STATUS, install, pointer
+from service.idempotency import IdempotencyError
 from service.pictures import PictureTooLargeError
 from service.registry import UnknownJobError
 
@@ -28,6 +29,7 @@ SAMPLES = [
     (CancelledJobError("the job was cancelled"), 409),
     (DeadlineError("not done within 3 s"), 504),
     (UnknownJobError("no job 'x'"), 404),
+    (IdempotencyError("the key came before"), 409),
 ]
 
 

@@ -125,6 +125,38 @@ def test_delete_cancels_a_running_job_any_number_of_times(client):
     assert client.get(f"{path}/images/0").status_code == 409
 
 
+def test_the_same_request_with_the_same_key_is_the_same_job(client):
+    key = {"Idempotency-Key": "once"}
+    first = client.post(OR, json=BODY, headers=key | ASYNC).headers["location"]
+    again = client.post(OR, json=BODY, headers=key).json()
+    assert f"/v1/jobs/{again['id']}" == first
+    # Whoever asks for it bare gets the same picture, not another.
+    bare = client.post(OR, json=BODY, headers=key | {"Accept": "image/png"})
+    assert bare.headers["x-superdiff-id"] == again["id"]
+    assert client.post(OR, json=BODY).json()["id"] != again["id"]
+    other = client.post(OR, json=BODY, headers=key | {"X-Client-Id": "someone else"}).json()
+    assert other["id"] != again["id"]
+
+
+@pytest.mark.parametrize(("path", "body"), [(OR, BODY | {"steps": 5}), (AND, BODY)])
+def test_a_key_does_not_stand_for_two_requests(client, path, body):
+    key = {"Idempotency-Key": f"twice {path}"}
+    assert client.post(OR, json=BODY, headers=key).status_code == 200
+    answer = client.post(path, json=body, headers=key)
+    assert answer.status_code == 409
+    assert "came with another request" in answer.json()["detail"]
+
+
+def test_a_key_is_free_again_when_nothing_came_of_it(client):
+    key = {"Idempotency-Key": "in vain"}
+    refusal = client.post(OR, json=BODY | {"num_images": 64, "width": 4096, "height": 4096}, headers=key)
+    assert refusal.status_code == 422
+    path = client.post(AND, json=LONG, headers=key | ASYNC).headers["location"]
+    assert client.post(AND, json=LONG, headers=key | ASYNC).headers["location"] == path
+    client.delete(path)
+    assert client.post(OR, json=BODY, headers=key).status_code == 200
+
+
 def test_preferences_are_a_list_of_words(client):
     several = [("Prefer", "handling=lenient"), ("Prefer", "wait=3, Respond-Async; x")]
     assert client.post(OR, json=BODY, headers=several).status_code == 202
