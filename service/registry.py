@@ -54,11 +54,6 @@ class Registry:
             raise UnknownJobError(f"no job {job_id!r}; finished jobs are kept for {self._keep_s:g} s")
         return record
 
-    def discard(self, job: Job) -> None:
-        """Forget a job whose answer has been delivered."""
-        with self._lock:
-            self._records.pop(job.id, None)
-
     def ids(self) -> set[str]:
         """The ids of all jobs that can be asked for."""
         self.forget()

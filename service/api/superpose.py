@@ -38,7 +38,7 @@ _CLIENT_CLOSED_REQUEST: Final = 499
 _RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
     200: {"model": SuperposeResponse, "content": {t: {} for t in (*(f.media_type for f in ImageFormat), EVENT_STREAM)}},
     202: {"model": JobInfo, "description": "With Prefer: respond-async."},
-    **{status: {"model": Problem} for status in (400, 404, 406, 413, 415, 422, 429, 500, 503, 504)},
+    **{status: {"model": Problem} for status in (400, 404, 406, 409, 413, 415, 422, 429, 500, 503, 504)},
 }
 
 
