@@ -60,6 +60,21 @@ def test_a_compiled_network_draws_the_same_and_is_compiled_once(folder, monkeypa
     assert counters["stats"]["unique_graphs"] == graphs
 
 
+def test_however_many_models_are_compiled_each_is(folder, monkeypatch):
+    compile_in_place = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(compile_in_place, backend="eager"))
+    names = ("one", "two", "three", "four")
+    catalog = Catalog([Entry(name, folder, compile=True) for name in names], "cpu")
+    graphs = []
+    # By default torch stops at eight of a class; at two the same is seen with fewer.
+    with torch._dynamo.config.patch(recompile_limit=2):
+        for name in names:
+            counters.clear()
+            catalog.get(name)
+            graphs.append(counters["stats"]["unique_graphs"])
+    assert min(graphs) == max(graphs) >= 1
+
+
 def test_fast_is_the_default_of_entries_that_do_not_say(folder, monkeypatch):
     for has, expected in ((True, torch.bfloat16), (False, torch.float32)):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda has=has: {"avx512_bf16": has})
