@@ -66,6 +66,11 @@ class SamplerState:
         return self.index == self.schedule.steps
 
     @property
+    def log_density(self) -> Tensor:
+        """(B, M) log-densities so far in nats; NaN where no step adds noise, since nothing is estimated then."""
+        return self.log_q if self.schedule.estimates else torch.full_like(self.log_q, torch.nan)
+
+    @property
     def mean_weights(self) -> Tensor:
         """(B, M) float64, the mean κ over the steps taken."""
         return self.weight_sum / max(1, self.index)
@@ -411,8 +416,7 @@ def finish(state: SamplerState) -> Samples:
     if not bool(torch.isfinite(state.z).all()):
         detail = "the sample overflowed; a lower guidance scale, smaller weights or more steps may help"
         raise NonFiniteError(detail)
-    log_density = state.log_q if state.schedule.estimates else torch.full_like(state.log_q, torch.nan)
-    return Samples(state.z, log_density, state.mean_weights, state.clamped / max(1, state.index))
+    return Samples(state.z, state.log_density, state.mean_weights, state.clamped / max(1, state.index))
 
 
 def sample(

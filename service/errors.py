@@ -112,9 +112,7 @@ def describe(error: Exception, instance: str, reference: str | None = None) -> P
         status = HTTPStatus.INTERNAL_SERVER_ERROR
         return Problem(title=status.phrase, status=status, detail=detail, instance=instance)
     document = Problem(title=status.phrase, status=status, detail=str(error), instance=instance)
-    if isinstance(error, InvalidInputError):
-        document.errors = [FieldProblem(pointer=pointer(error.field), detail=error.detail)]
-    if isinstance(error, UnknownModelError) and error.field:
+    if isinstance(error, InvalidInputError | UnknownModelError) and error.field:
         document.errors = [FieldProblem(pointer=pointer(error.field), detail=str(error))]
     if isinstance(error, QueueFullError):
         document.queue_position = error.waiting

@@ -29,6 +29,15 @@ Text = Annotated[str, Field(max_length=_PROMPT_LENGTH)]
 Whole = Annotated[int, Strict()]
 Real = Annotated[float, Strict()]
 Truth = Annotated[bool, Strict()]
+Side = Annotated[
+    Whole | None,
+    Field(
+        ge=8,
+        le=_SIDE,
+        description="Pixels, a multiple of what /v1/models tells; absent: the image's, else the model's own. The "
+        "service bounds width × height × num_images.",
+    ),
+]
 
 
 class ImageFormat(StrEnum):
@@ -101,24 +110,8 @@ class Asking(BaseModel):
     seed: Annotated[
         Whole | None, Field(ge=0, lt=SEED_LIMIT, description="Image i is drawn from seed + i; absent: drawn, returned.")
     ] = None
-    width: Annotated[
-        Whole | None,
-        Field(
-            ge=8,
-            le=_SIDE,
-            description="Pixels, a multiple of what /v1/models tells; absent: the image's, else the model's own. The "
-            "service bounds width × height × num_images.",
-        ),
-    ] = None
-    height: Annotated[
-        Whole | None,
-        Field(
-            ge=8,
-            le=_SIDE,
-            description="Pixels, a multiple of what /v1/models tells; absent: the image's, else the model's own. The "
-            "service bounds width × height × num_images.",
-        ),
-    ] = None
+    width: Side = None
+    height: Side = None
     kernel: Annotated[
         Kernel | None, Field(description="How noise and densities are stepped; absent: the model's default.")
     ] = None

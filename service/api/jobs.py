@@ -92,10 +92,11 @@ async def job_trajectory(
 ) -> list[TrajectoryPoint]:
     """The weights and log-densities of every step, for a request with include_trajectory; CSV by Accept."""
     record = services.registry.get(job_id)
-    points = [trajectory_point(point) for point in _outcome(record.job).trajectory]
+    outcome = _outcome(record.job)
     if not record.body.include_trajectory:
         detail = "this job kept no trajectory; ask for one with include_trajectory"
         raise HTTPException(HTTPStatus.CONFLICT, detail)
+    points = [trajectory_point(point) for point in outcome.trajectory]
     if prefers_csv(joined(accept)):
         names = component_names(leaves(record.job.expression))
         return Response(_csv(points, names), media_type=CSV)  # type: ignore[return-value]

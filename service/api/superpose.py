@@ -104,15 +104,11 @@ async def _superpose(
     """Queue a request, or find the job that its key stands for, and answer as the client wishes."""
     form = _form(body, wanted)
     if wanted.key is None:
-        record = Record(await _submit(body, services, caller), body)
-        services.registry.add(record)
-        return await _respond(record, request, services, wanted, form)
+        return await _respond(await _submit(body, services, caller), request, services, wanted, form)
     asked = f"{request.url.path} {body.model_dump_json()}"
     with services.keys.claim(caller, wanted.key, asked) as claim:
         if claim.record is None:
-            record = Record(await _submit(body, services, caller), body)
-            services.registry.add(record)
-            claim.record = record
+            claim.record = await _submit(body, services, caller)
         record = claim.record
     return await _respond(record, request, services, wanted, form)
 
@@ -126,8 +122,8 @@ def _form(body: OrRequest | AndRequest, wanted: Wishes) -> str:
     return form
 
 
-async def _submit(body: OrRequest | AndRequest, services: Services, caller: str) -> Job:
-    """Refuse what cannot be answered, then queue the rest."""
+async def _submit(body: OrRequest | AndRequest, services: Services, caller: str) -> Record:
+    """Refuse what cannot be answered, then queue the rest and remember it."""
     catalog = services.catalog
     check_models(body, catalog)
     expression = body.expression(catalog.names[0])
@@ -144,7 +140,10 @@ async def _submit(body: OrRequest | AndRequest, services: Services, caller: str)
             raise InvalidInputError("a mask needs an image that it is of", field=("mask",))
         check(expression, params, models, on_canvas=source is not None)
         check_bounds(body, expression, params, models, services.settings)
-        return services.engine.submit(expression, params, body.ask(caller, services.settings.max_timeout_s), source)
+        job = services.engine.submit(expression, params, body.ask(caller, services.settings.max_timeout_s), source)
+    record = Record(job, body)
+    services.registry.add(record)
+    return record
 
 
 def check_models(body: Asking, catalog: Catalog) -> None:

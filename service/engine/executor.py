@@ -298,10 +298,9 @@ def _outcome(job: Job, samples: Samples, pictures: NDArray[np.uint8]) -> Outcome
 
 
 def _point(state: SamplerState) -> Point:
-    log_density = state.log_q.cpu() if state.schedule.estimates else torch.full(state.log_q.shape, torch.nan)
     return Point(
         step=state.index,
         sigma=float(state.schedule.sigmas[state.index]),
         weights=np.array(state.weights.cpu()),
-        log_density=np.array(log_density, dtype=np.float64),
+        log_density=np.array(state.log_density.cpu()),
     )
