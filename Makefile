@@ -1,6 +1,7 @@
 # make serve   set up and start the service on the models that ship
 # make test    set up, then lint, types and all tests
 # make bench   set up, then every benchmark; tables on the terminal, JSON in runs/
+# make eval    set up, then the whole evaluation: JSON, HTML and Markdown in runs/evaluation/ (well under an hour)
 # make format  set up, then let ruff write the code's form
 # make fresh   the steps of serve in a new environment in a temporary folder, up to one composed picture
 
@@ -11,7 +12,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SETUP := $(VENV)/.set-up
 
-.PHONY: setup serve test bench format fresh
+.PHONY: setup serve test bench eval format fresh
 
 setup: $(SETUP)
 
@@ -27,7 +28,7 @@ test: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadfile
 
 bench: setup
 	$(BIN)/python -m benchmarks.accuracy
@@ -41,6 +42,9 @@ bench: setup
 	$(BIN)/python -m benchmarks.weights
 	$(BIN)/python -m benchmarks.http
 	$(BIN)/python -m benchmarks.startup
+
+eval: setup
+	$(BIN)/python -m evaluation
 
 format: setup
 	$(BIN)/ruff check --fix .

@@ -1,4 +1,4 @@
-"""How well each kernel samples OR and AND of exact mixtures, by number of steps.
+"""How well each kernel samples OR and balanced AND of exact mixtures, by number of steps.
 
 Two 5-mode Gaussian mixtures in 64 dimensions, σ from 14.6 to 0.03, no guidance, 4,000 samples. Printed: OR's sliced W2
 to the true mixture (its floor: the same between two exact samples) and mean log-density; AND's true gap
@@ -10,11 +10,11 @@ from collections.abc import Mapping
 import torch
 
 from benchmarks.harness import arguments, report, table
-from pipelines.composition import And, Or, Prompt
+from pipelines.composition import Or, Prompt
 from pipelines.kernel import Kernel
 from pipelines.model import Model
 from pipelines.params import SamplingParams
-from tests.pipelines.mixtures import log_density, mixture, model, run, sliced_w2, union
+from tests.pipelines.mixtures import balanced, log_density, mixture, model, run, sliced_w2, union
 
 KERNELS = (Kernel.EULER_MARUYAMA, Kernel.EXACT, Kernel.POSTERIOR, Kernel.CALIBRATED)
 STEPS = (10, 20, 50, 200)
@@ -36,7 +36,7 @@ def main() -> None:
         for steps in STEPS:
             params = SamplingParams(steps=steps, num_images=SAMPLES, kernel=kernel, guidance_scale=1.0)
             mixed = run(Or((A, B)), params, models)[-1].z
-            equal = run(And((A, B)), params, models)[-2].z
+            equal = run(balanced((A, B)), params, models)[-2].z
             gap = log_density(a, equal) - log_density(b, equal)
             found = {
                 "or_sliced_w2": sliced_w2(mixed, truth),

@@ -11,7 +11,6 @@ import math
 import random
 import statistics
 import time
-from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import wait
 from dataclasses import replace
@@ -19,14 +18,15 @@ from functools import partial
 
 import torch
 
-from benchmarks.engine import FORWARD_ROWS, LIMITS, request
+from benchmarks.engine import FORWARD_ROWS, LIMITS, planned, request
 from benchmarks.harness import alone, arguments, report, table
 from benchmarks.sampler import GUIDANCE, expanded
 from pipelines.catalog import Catalog
 from pipelines.composition import And, Average, Expression, Or, Prompt
-from pipelines.layout import Layout, lay_out
 from pipelines.model import Model
+from pipelines.networks import denoise
 from pipelines.params import SamplingParams
+from pipelines.plan import Plan
 from pipelines.sampler import sample
 from service.engine.engine import Engine
 from service.engine.executor import Executor
@@ -47,7 +47,7 @@ class Clock:
 
     def __init__(self, model: Model) -> None:
         self._network = model.networks[0]
-        self._x = torch.randn(PROBE_ROWS, *model.sample_shape(model.card.width, model.card.height))
+        self._x = torch.randn(PROBE_ROWS, *model.card.sample_shape(model.card.width, model.card.height))
         self._timesteps = torch.full((PROBE_ROWS,), 500.0)
         self._condition = expanded(model.encode_prompts([""]), PROBE_ROWS)
         self._probes: list[tuple[float, float]] = []
@@ -112,27 +112,25 @@ def steps_alone(model: Model) -> dict[int, float]:
         clock.probe()
         steps[rows] = clock.between(start, end) / params.steps
     # What is not of the forward is in both of two, and so is what their difference does not grow by.
-    z, levels = torch.randn(1, *model.sample_shape(64, 64)), torch.ones(1, dtype=torch.float64)
+    z, levels = torch.randn(1, *model.card.sample_shape(64, 64)), torch.ones(1, dtype=torch.float64)
     condition = model.encode_prompts([""])
     clock.probe()
     start = time.monotonic()
     for _ in range(params.steps):
-        model.denoised(z, levels, condition)
+        denoise(model, z, levels, condition)
     end = time.monotonic()
     clock.probe()
     steps[0] = max(0.0, steps[1] - clock.between(start, end) / params.steps)
     return steps
 
 
-def first_come_first_served(
-    crowd: Requests, layouts: Sequence[Layout], arrivals: Sequence[float], model: Model
-) -> list[float]:
+def first_come_first_served(plans: Sequence[Plan], arrivals: Sequence[float], model: Model) -> list[float]:
     """How long each request would wait, in forwards, were each alone on the device, one after another."""
     step = alone(partial(steps_alone, model))
     waits, free = [], 0.0
-    for (_, _, params), layout, arrival in zip(crowd, layouts, arrivals, strict=True):
-        forwards = Counter(row.model for row in layout.rows).values()
-        free = max(free, arrival) + params.steps * (step[0] + sum(step[rows] - step[0] for rows in forwards))
+    for plan, arrival in zip(plans, arrivals, strict=True):
+        forwards = plan.parts.values()
+        free = max(free, arrival) + plan.steps * (step[0] + sum(step[rows] - step[0] for rows in forwards))
         waits.append(free - arrival)
     return waits
 
@@ -144,8 +142,8 @@ def serve(seed: int, stretch: float) -> dict[str, float]:
         alone(partial(catalog.get, name))
     models = {name: catalog.get(name) for name in catalog.names}
     crowd = a_crowd(random.Random(seed))
-    layouts = [lay_out(expression, params, models)[0] for _, expression, params in crowd]
-    work = sum(len(layout.rows) * params.steps for layout, (_, _, params) in zip(layouts, crowd, strict=True))
+    plans = [planned(catalog, expression, params) for _, expression, params in crowd]
+    work = sum(plan.work for plan in plans)
     # Both models have one architecture, so rows of one stand for rows of both.
     clock = alone(partial(Clock, models[MODELS[0]]))
     executor = Probing(catalog, forward_rows=FORWARD_ROWS)
@@ -154,19 +152,19 @@ def serve(seed: int, stretch: float) -> dict[str, float]:
         for together in (1, 8):  # a service that has seen requests before
             for name in MODELS:
                 seen = Average((Prompt(WORDS[0], name), Prompt(WORDS[1], name)))
-                wait([engine.submit(seen, request(seed)).result for seed in range(together)])
+                wait([engine.submit(planned(catalog, seen, request(seed))).result for seed in range(together)])
         alone(clock.probe)
         executor.clock = clock
         start = time.monotonic()
-        for at, expression, params in crowd:
+        for (at, _, _), plan in zip(crowd, plans, strict=True):
             time.sleep(max(0.0, start + at - time.monotonic()))
-            jobs.append(engine.submit(expression, params))
+            jobs.append(engine.submit(plan))
         wait([job.result for job in jobs])
         end = time.monotonic()
     alone(clock.probe)
     waits = [clock.between(job.submitted, job.ended) for job in jobs]
     arrivals = [clock.between(start, job.submitted) for job in jobs]
-    strict = first_come_first_served(crowd, layouts, arrivals, models[MODELS[0]])
+    strict = first_come_first_served(plans, arrivals, models[MODELS[0]])
     return {
         "seconds": end - start,
         "share of the limit": work / PROBE_ROWS / clock.between(start, end),

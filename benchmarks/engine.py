@@ -1,4 +1,4 @@
-"""The engine under load, on the builtin model: AND of two prompts, 25 steps, guidance 4, one picture a request.
+"""The engine under load, on the builtin model: balanced AND of two prompts, 25 steps, guidance 4, a picture each.
 
 Side by side, in pictures a second, decoding included everywhere but in the limit:
 
@@ -18,12 +18,13 @@ import torch
 from diffusers import EulerAncestralDiscreteScheduler, StableDiffusionPipeline
 
 from benchmarks.harness import alone, arguments, interleaved, medians, report, table
-from benchmarks.sampler import GUIDANCE, PROMPTS, STEPS, expanded, one_by_one
+from benchmarks.sampler import EXPRESSION, GUIDANCE, PROMPTS, STEPS, expanded, one_by_one
 from pipelines.catalog import Catalog
-from pipelines.composition import And, Prompt
+from pipelines.composition import Expression, leaves
 from pipelines.entry import BUILTIN_FOLDER
 from pipelines.model import Model
 from pipelines.params import SamplingParams
+from pipelines.plan import Plan, make_plan
 from pipelines.sampler import sample
 from service.engine.engine import Engine
 from service.engine.executor import Executor
@@ -34,7 +35,6 @@ FAST = (1, 16)
 BATCHES = (48, 96, 192)
 FORWARD_ROWS = 96
 LIMITS = Limits(running_rows=192, caller_jobs=1000, waiting_jobs=1000)
-EXPRESSION = And(tuple(Prompt(text, "shapes") for text in PROMPTS))
 
 
 def request(seed: int) -> SamplingParams:
@@ -42,17 +42,23 @@ def request(seed: int) -> SamplingParams:
     return SamplingParams(steps=STEPS, guidance_scale=GUIDANCE, seed=seed)
 
 
+def planned(catalog: Catalog, expression: Expression, params: SamplingParams) -> Plan:
+    """The plan of a request to loaded models."""
+    return make_plan(expression, params, {leaf.model: catalog.get(leaf.model).card for leaf in leaves(expression)})
+
+
 def serve(catalog: Catalog, count: int) -> None:
     """Have ``count`` requests served at once, by an engine of their own."""
+    plans = [planned(catalog, EXPRESSION, request(seed)) for seed in range(count)]
     with Engine(Executor(catalog, forward_rows=FORWARD_ROWS), LIMITS) as engine:
-        wait([engine.submit(EXPRESSION, request(seed)).result for seed in range(count)])
+        wait([engine.submit(plan).result for plan in plans])
 
 
 @torch.inference_mode()
 def raw(model: Model, rows: int, batch: int) -> float:
     """Seconds for ``rows`` rows of the bare network in forwards of ``batch``."""
     network = model.networks[0]
-    x = torch.randn(batch, *model.sample_shape(64, 64))
+    x = torch.randn(batch, *model.card.sample_shape(64, 64))
     timesteps = torch.full((batch,), 500.0)
     condition = expanded(model.encode_prompts([""]), batch)
     network(x, timesteps, **condition)

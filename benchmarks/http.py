@@ -8,6 +8,7 @@ import time
 
 import httpx
 
+from benchmarks.engine import planned
 from benchmarks.harness import alone, arguments, report, table
 from benchmarks.startup import PORT, URL, ready
 from pipelines.catalog import Catalog
@@ -25,13 +26,14 @@ BODY = {"components": ["a red circle", "a blue star"], "steps": STEPS, "seed": 1
 def in_process() -> list[float]:
     """Seconds of each request to an engine in this process, the picture encoded as the service does."""
     expression = And((Prompt("a red circle", "shapes"), Prompt("a blue star", "shapes")))
+    params = SamplingParams(steps=STEPS, seed=1)
     times = []
     catalog = Catalog.builtin()
     alone(lambda: catalog.get("shapes"))
     with Engine(Executor(catalog)) as engine:
         for _ in range(REQUESTS + 3):
             start = time.perf_counter()
-            outcome = engine.submit(expression, SamplingParams(steps=STEPS, seed=1)).result.result()
+            outcome = engine.submit(planned(catalog, expression, params)).result.result()
             encode_picture(outcome.pictures[0], "png")
             times.append(time.perf_counter() - start)
     return times[3:]

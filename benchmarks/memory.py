@@ -7,8 +7,9 @@ from functools import partial
 
 import psutil
 
-from benchmarks.engine import EXPRESSION, FORWARD_ROWS, LIMITS, request
+from benchmarks.engine import FORWARD_ROWS, LIMITS, planned, request
 from benchmarks.harness import alone, arguments, report, table
+from benchmarks.sampler import EXPRESSION
 from pipelines.catalog import Catalog
 from service.engine.engine import Engine
 from service.engine.executor import Executor
@@ -33,10 +34,11 @@ def main() -> None:
     catalog = Catalog.builtin()
     for name in catalog.names:
         alone(partial(catalog.get, name))
+    plans = [planned(catalog, EXPRESSION, request(seed)) for seed in range(AT_ONCE)]
     numbers = {"models loaded": resident()}
     with Engine(Executor(catalog, forward_rows=FORWARD_ROWS), LIMITS) as engine:
         for done in range(1, ROUNDS + 1):
-            wait([engine.submit(EXPRESSION, request(seed)).result for seed in range(AT_ONCE)])
+            wait([engine.submit(plan).result for plan in plans])
             time.sleep(REST_S)
             numbers[f"after {done * AT_ONCE} requests"] = resident()
     first, last = numbers[f"after {WARM * AT_ONCE} requests"], numbers[f"after {ROUNDS * AT_ONCE} requests"]

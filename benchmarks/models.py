@@ -62,10 +62,11 @@ def measure(policy: str, folder: Path) -> None:
     import gc
 
     import pipelines.families.stable_diffusion  # noqa: F401  the libraries' own memory belongs to the beginning
-    from pipelines.catalog import Catalog, MemoryPolicy
+    from pipelines.catalog import Catalog
     from pipelines.composition import And, Prompt
     from pipelines.entry import Entry
     from pipelines.params import SamplingParams
+    from pipelines.residency import MemoryPolicy
     from pipelines.sampler import sample
 
     def tell(stage: str) -> None:

@@ -1,4 +1,4 @@
-"""One request through the plain sampler: AND of two prompts, 25 steps, guidance on, one picture and sixteen.
+"""One request through the plain sampler: balanced AND of two prompts, 25 steps, guidance on, one picture and sixteen.
 
 Three ways side by side:
 
@@ -16,16 +16,19 @@ import torch
 
 from benchmarks.harness import alone, arguments, interleaved, medians, report, table
 from pipelines.catalog import Catalog
-from pipelines.composition import And, Prompt
+from pipelines.composition import And, Method, Prompt
+from pipelines.draws import NoiseSource
 from pipelines.model import Condition, Model
 from pipelines.params import SamplingParams
-from pipelines.sampler import NoiseSource, sample
+from pipelines.plan import make_plan
+from pipelines.sampler import sample
 from pipelines.schedule import make_schedule
 
 PROMPTS = ("a red circle", "a blue star")
 STEPS = 25
 GUIDANCE = 4.0
 BATCHES = (1, 16)
+EXPRESSION = And(tuple(Prompt(text, "shapes") for text in PROMPTS), method=Method.BALANCED)
 
 
 def expanded(condition: Condition, rows: int) -> Condition:
@@ -36,15 +39,15 @@ def expanded(condition: Condition, rows: int) -> Condition:
 def one_by_one(model: Model, params: SamplingParams) -> torch.Tensor:
     """Proposition 6 for M = 2 with guidance, written as a script would: three forwards a step."""
     conditions = [expanded(model.encode_prompts([text]), params.num_images) for text in (*PROMPTS, "")]
-    shape = model.sample_shape(model.card.width, model.card.height)
-    schedule = make_schedule(params, [model], shape)
-    source = NoiseSource(params, shape)
-    z = source.draw() * float(schedule.sigmas[0])
+    plan = make_plan(EXPRESSION, params, {"shapes": model.card})
+    schedule = make_schedule(plan, {"shapes": model})
+    source = NoiseSource(params, plan.shape)
+    z = source.draw().normals * float(schedule.sigmas[0])
     for index in range(STEPS):
-        sigma, h, v = schedule.at(index)
+        sigma, h, v, _ = schedule.at(index)
         levels = torch.full((len(z),), sigma)
-        one, two, free = ((model.denoised(z, levels, c) - z) * (h / sigma**2) for c in conditions)
-        noise = source.draw() * math.sqrt(v)
+        one, two, free = (model.predict_noise(z, levels, c) * (-h / sigma) for c in conditions)
+        noise = source.draw().normals * math.sqrt(v)
         difference = one - two
         squares = ((one**2).sum((1, 2, 3)) - (two**2).sum((1, 2, 3))) / 2
         base = free + GUIDANCE * (two - free) + noise
@@ -57,19 +60,22 @@ def one_by_one(model: Model, params: SamplingParams) -> torch.Tensor:
 def ways_of(model: Model, images: int) -> dict[str, Callable[[], object]]:
     """The three ways of so many pictures, once it is seen that the first two draw the same."""
     models = {"shapes": model}
-    expression = And(tuple(Prompt(text, "shapes") for text in PROMPTS))
     params = SamplingParams(steps=STEPS, guidance_scale=GUIDANCE, seed=1, num_images=images)
-    torch.testing.assert_close(sample(expression, params, models).z, one_by_one(model, params), rtol=0, atol=0.05)
-    z = NoiseSource(params, model.sample_shape(model.card.width, model.card.height)).draw().repeat(3, 1, 1, 1)
+    torch.testing.assert_close(sample(EXPRESSION, params, models).z, one_by_one(model, params), rtol=0, atol=0.05)
+    z = (
+        NoiseSource(params, model.card.sample_shape(model.card.width, model.card.height))
+        .draw()
+        .normals.repeat(3, 1, 1, 1)
+    )
     levels = torch.ones(len(z), dtype=torch.float64)
     condition = expanded(model.encode_prompts([""]), len(z))
 
     def raw() -> None:
         for _ in range(STEPS):
-            model.denoised(z, levels, condition)
+            model.predict_noise(z, levels, condition)
 
     return {
-        "ours": lambda: sample(expression, params, models),
+        "ours": lambda: sample(EXPRESSION, params, models),
         "one by one": lambda: one_by_one(model, params),
         "raw": raw,
     }

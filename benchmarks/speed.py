@@ -19,9 +19,9 @@ from functools import partial
 
 import torch
 
-from benchmarks.engine import EXPRESSION, request
+from benchmarks.engine import request
 from benchmarks.harness import alone, arguments, interleaved, medians, report, table
-from benchmarks.sampler import expanded
+from benchmarks.sampler import EXPRESSION, expanded
 from pipelines.catalog import Catalog
 from pipelines.entry import BUILTIN_FOLDER, Entry
 from pipelines.model import Model
@@ -41,9 +41,9 @@ COMPILED = {f"{name}, compiled": replace(entry, compile=True) for name, entry in
 
 def forward(model: Model, rows: int) -> Callable[[], object]:
     """One forward of so many rows."""
-    z = torch.randn(rows, *model.sample_shape(model.card.width, model.card.height))
+    z = torch.randn(rows, *model.card.sample_shape(model.card.width, model.card.height))
     levels, condition = torch.ones(rows, dtype=torch.float64), expanded(model.encode_prompts([""]), rows)
-    return lambda: model.denoised(z, levels, condition)
+    return lambda: model.predict_noise(z, levels, condition)
 
 
 def pictures(model: Model) -> torch.Tensor:

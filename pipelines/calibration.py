@@ -10,13 +10,18 @@ from pipelines.composition import Prompt
 from pipelines.errors import InvalidInputError
 from pipelines.kernel import DenoisingError, measure_denoising_error
 from pipelines.model import Condition, Model
+from pipelines.networks import collate, denoise
 from pipelines.params import SamplingParams
-from pipelines.sampler import collate, sample
+from pipelines.sampler import sample
 
 LEVELS: Final = 32
-_NAME: Final = "model"
-# Few enough for a large model at its native size on one accelerator.
+IMAGES: Final = 64
+"""Samples that a model is calibrated on."""
+STEPS: Final = 50
+"""Steps that these samples are drawn in."""
 FORWARD_ROWS: Final = 8
+"""Rows of one forward while calibrating: few enough for a large model at its native size on one accelerator."""
+_NAME: Final = "model"
 
 
 def calibration_levels(model: Model) -> Tensor:
@@ -42,7 +47,8 @@ def calibrate_on_samples(
         parts = []
         for i in range(0, len(z), forward_rows):
             rows = slice(i, i + forward_rows)
-            parts.append(model.denoised(z[rows], sigma[rows], {key: value[rows] for key, value in condition.items()}))
+            own = {key: value[rows] for key, value in condition.items()}
+            parts.append(denoise(model, z[rows], sigma[rows], own))
         return torch.cat(parts)
 
     generator = torch.Generator().manual_seed(seed)
@@ -53,8 +59,8 @@ def calibrate_on_own_samples(
     model: Model,
     prompts: Sequence[str],
     *,
-    images: int = 64,
-    steps: int = 50,
+    images: int = IMAGES,
+    steps: int = STEPS,
     seed: int = 0,
     forward_rows: int = FORWARD_ROWS,
 ) -> DenoisingError:

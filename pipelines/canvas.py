@@ -62,35 +62,39 @@ def known_variance(sigma_t: float, sigma_s: float, h: float) -> float:
     return max(0.0, sigma_s**2 - (1 - h / sigma_t**2) ** 2 * sigma_t**2)
 
 
-def keep(canvas: Canvas, denoised: Tensor, noise: Tensor, share: float) -> tuple[Tensor, Tensor]:
+def keep(
+    canvas: Canvas, z: Tensor, sigma: float, predicted: Tensor, noise: Tensor, share: float
+) -> tuple[Tensor, Tensor]:
     """The estimates and the noise of a step, with those of the known picture where the mask keeps it.
 
     Args:
         canvas: The picture, with a mask.
-        denoised: (B, M + P, …) estimates.
+        z: (B, …) the samples before the step.
+        sigma: Their noise level.
+        predicted: (B, M + P, …) ε̂ of each estimate.
         noise: (B, …) standard normal numbers.
         share: The standard deviation of the kept part's noise, in that of the step's.
     """
     if canvas.mask is None:
-        return denoised, noise
-    mask, clean = canvas.mask.to(denoised), canvas.clean.to(denoised)
-    kept = torch.lerp(clean.unsqueeze(1), denoised, mask.unsqueeze(1))
+        return predicted, noise
+    mask, clean = canvas.mask.to(predicted), canvas.clean.to(predicted)
+    kept = torch.lerp(((z - clean) / sigma).unsqueeze(1), predicted, mask.unsqueeze(1))
     return kept, noise * (mask + (1 - mask) * share)
 
 
 def retraced(
-    canvas: Canvas, z: Tensor, denoised: Tensor, noise: Tensor, course: tuple[float, float, float], kept_v: float
+    canvas: Canvas, z: Tensor, predicted: Tensor, noise: Tensor, course: tuple[float, float, float], kept_v: float
 ) -> Tensor:
     """The noise by which a step along the components' mean lands on the posterior's path to the known picture.
 
     Args:
         canvas: The picture.
         z: (B, …) the samples before the step.
-        denoised: (B, M, …) the components' estimates, weighted equally by the step's rule.
+        predicted: (B, M, …) ε̂ of the leaves, weighted equally by the step's rule.
         noise: (B, …) standard normal numbers.
         course: (σ_t, h, v) of the step, v > 0.
         kept_v: :func:`known_variance` of the step.
     """
     sigma, h, v = course
-    pull = h / sigma**2 * (canvas.clean.to(z) - denoised.mean(1))
+    pull = h / sigma * (predicted.mean(1) - (z - canvas.clean.to(z)) / sigma)
     return (pull + math.sqrt(kept_v) * noise) / math.sqrt(v)

@@ -1,22 +1,22 @@
-"""One entry of the catalogue: what may stand in a ``[models.NAME]`` table, and what it means.
+"""One entry of the catalogue: the keys of a ``[models.NAME]`` table and their meaning.
 
 | key | |
 |---|---|
 | source | a diffusers folder or a .safetensors file, relative to the catalogue; builtin:NAME; hub:OWNER/NAME |
 | revision | of a hub source: a branch, a tag or a commit |
-| config | for a .safetensors file: a diffusers folder whose configuration and tokenizers it goes with |
-| family | read from the folder where it is absent; needed for a .safetensors file |
-| dtype, device | what to compute in, and where |
-| steps, guidance_scale, kernel | what a request gets that does not say |
-| space | models that say the same space compose although their autoencoders differ, at the operator's word |
+| config | for a .safetensors file: a diffusers folder that has its configuration and tokenizers |
+| family | optional for a folder, which names its own; required for a .safetensors file |
+| dtype, device | the type and the device that the model computes in |
+| steps, guidance_scale, kernel | the defaults of requests to the model |
+| space | a name for the data space: models of the same name compose although their autoencoders differ |
 | loras | a table of LoRAs: NAME = a .safetensors file, relative to the catalogue |
-| keep | true for a model that is never unloaded |
-| clip_skip | how many of CLIP's last layers are left out; 1 is what some programs call "clip skip 2" |
-| channels_last | the network's weights are laid out channels last: faster on most machines, float32 rounding differs |
-| compile | the network is compiled when it is loaded (minutes, and a C++ compiler); not together with loras |
+| keep | true: the model is never unloaded |
+| clip_skip | the number of CLIP's last layers that are left out; 1 is called "clip skip 2" in some programs |
+| channels_last | lay out the network's weights channels last: faster on most machines, float32 rounding differs |
+| compile | compile the network when it is loaded (takes minutes and a C++ compiler); not together with loras |
 | tiling | decode and encode in tiles, for large pictures in little memory |
-| data_std | the standard deviation of its samples, for a model that was not calibrated |
-| forward_rows | how many rows one forward of the network may take; more are split over several |
+| data_std | the standard deviation of the model's data, used while it is not calibrated |
+| forward_rows | the most rows that one forward of the network takes; larger batches are split |
 """
 
 from collections.abc import Callable, Mapping
@@ -26,6 +26,7 @@ from typing import Any, Final, NamedTuple, Self
 
 import torch
 
+from pipelines.card import DEFAULT_KERNEL, DEFAULT_STEPS
 from pipelines.errors import CatalogError
 from pipelines.kernel import Kernel
 from pipelines.params import MAX_STEPS
@@ -36,7 +37,6 @@ BUILTIN_FOLDER: Final = Path(__file__).parent / "builtin" / "models"
 BUILTIN_MODELS: Final = ("shapes", "shapes-round", "shapes-sharp")
 DTYPES: Final = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 SINGLE_FILE: Final = ".safetensors"
-_STEPS: Final = 25
 _MAX_GUIDANCE: Final = 100
 _MAX_SKIPPED: Final = 11
 _LONGEST_NAME: Final = 200
@@ -46,12 +46,12 @@ _LARGEST_STD: Final = 1000
 
 
 class Family(NamedTuple):
-    """A family, and where it lives.
+    """A family and the code that loads it.
 
     Attributes:
-        pipeline: The class in model_index.json by which a folder is known to be of it.
-        model: The class in the family's module; its ``load(source, device, dtype, options)`` makes a model.
-        module: The module in pipelines.families; empty for the one of the family's own name.
+        pipeline: The pipeline class that model_index.json names in a folder of this family.
+        model: The class in the family's module; its ``load(source, device, dtype, options)`` returns a model.
+        module: The module in pipelines.families; empty if it has the family's name.
     """
 
     pipeline: str
@@ -79,26 +79,28 @@ class Entry:
     """One model of the catalogue, not yet loaded.
 
     Attributes:
-        name: What requests call it.
-        source: Its folder or its .safetensors file; where ``hub`` is given, nothing yet.
+        name: The name that requests use.
+        source: Its folder or its .safetensors file; unused if ``hub`` is given.
         family: Its family; None to read it from the folder.
         dtype: Name of the type to compute in; None for the catalogue's default.
-        device: Where to compute; None for the catalogue's default.
-        steps: How many a request gets that does not say.
-        guidance_scale: Likewise; None for what suits the model's kind of guidance.
-        kernel: Likewise.
-        space: The name of the data space that the operator says it is of; empty for its autoencoder's own.
-        loras: Name → file of the LoRAs that it can wear.
-        hub: OWNER/NAME of a repository to take it from; empty for none.
-        revision: Which state of the repository; None for its main branch.
-        config: The diffusers folder that a .safetensors file goes with; None to let diffusers look for it.
+        device: The device to compute on; None for the catalogue's default.
+        steps: The default number of steps of a request to it.
+        guidance_scale: The default guidance scale; None for that of the model's kind of guidance.
+        kernel: The default kernel.
+        space: The name that the operator gives the data space; empty for the fingerprint of the autoencoder.
+        loras: Name → file of its LoRAs.
+        hub: OWNER/NAME of the repository that holds it; empty for none.
+        revision: A branch, a tag or a commit of the repository; None for its main branch.
+        config: The diffusers folder that has the configuration of a .safetensors file; None to let diffusers look for
+            it.
         channels_last: Whether the network's weights are laid out channels last; None for the catalogue's default.
         compile: Whether the network is compiled.
         tiling: Whether pictures are decoded and encoded in tiles.
-        clip_skip: How many of CLIP's last layers are left out.
+        clip_skip: The number of CLIP's last layers that are left out.
         keep: Whether it is never unloaded.
-        forward_rows: How many rows one forward may take; None for the service's own bound.
-        data_std: σ_d of its samples, by which it is stepped while it is not calibrated; None for what is usual.
+        forward_rows: The most rows of one forward; None for the service's own bound.
+        data_std: σ_d of its data, for the error curve while it is not calibrated; None for the usual value of its
+            family.
     """
 
     name: str
@@ -106,9 +108,9 @@ class Entry:
     family: str | None = None
     dtype: str | None = None
     device: str | None = None
-    steps: int = _STEPS
+    steps: int = DEFAULT_STEPS
     guidance_scale: float | None = None
-    kernel: Kernel = Kernel.CALIBRATED
+    kernel: Kernel = DEFAULT_KERNEL
     space: str = ""
     loras: Mapping[str, Path] = field(default_factory=dict)
     hub: str = ""
@@ -130,8 +132,8 @@ class Entry:
             where = f"models.{name}.{key}"
             if key not in _KEYS:
                 raise CatalogError(f"{where}: there is no such key; allowed are {', '.join(_KEYS)}")
-            is_right, allowed = _KEYS[key]
-            if not is_right(value):
+            is_valid, allowed = _KEYS[key]
+            if not is_valid(value):
                 raise CatalogError(f"{where}: {value!r} is not allowed; it must be {allowed}")
         if "source" not in table:
             raise CatalogError(f"models.{name}.source: missing; it must be {_KEYS['source'][1]}")
@@ -155,26 +157,26 @@ def _check_name(name: str) -> None:
 def _check_together(name: str, given: Mapping[str, Any]) -> None:
     """Refuse keys that do not go together."""
     if given["source"].suffix == SINGLE_FILE and "family" not in given:
-        raise CatalogError(f"models.{name}.family: a {SINGLE_FILE} file does not say its own; name it")
+        raise CatalogError(f"models.{name}.family: a {SINGLE_FILE} file does not name its family; give one")
     if "revision" in given and not given.get("hub"):
         raise CatalogError(f"models.{name}.revision: only a source {HUB_PREFIX}OWNER/NAME has revisions")
     if given.get("compile") and given.get("loras"):
-        raise CatalogError(f"models.{name}.compile: not together with loras; what is worn would be compiled in")
+        raise CatalogError(f"models.{name}.compile: not together with loras; they would be compiled into the network")
 
 
 def cannot_be_source(path: Path) -> str | None:
-    """Why nothing can be loaded from there; None where it may be possible."""
+    """Why nothing can be loaded from a path; None if loading may succeed."""
     if not path.exists():
         return "there is no such file or folder"
     if path.is_file() and path.suffix != SINGLE_FILE:
-        return f"of single files only {SINGLE_FILE} is loaded: others are pickled and can run code"
+        return f"only {SINGLE_FILE} files are loaded: others are pickled and can run code"
     return None
 
 
-def check_device(device: str, told_as: str) -> None:
-    """Refuse what is no device."""
+def check_device(device: str, name: str) -> None:
+    """Raise :class:`CatalogError`, which calls the value ``name``, if torch knows no such device."""
     if not _is_device(device):
-        raise CatalogError(f"{told_as}: {device!r} is no device; allowed are {_DEVICES}")
+        raise CatalogError(f"{name}: {device!r} is not a device; allowed are {_DEVICES}")
 
 
 _DEVICES: Final = "cpu, cuda, cuda:1 and the like"
@@ -192,7 +194,7 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str) and bool(value)
 
 
-def _is_yes_or_no(value: Any) -> bool:
+def _is_bool(value: Any) -> bool:
     return isinstance(value, bool)
 
 
@@ -221,10 +223,10 @@ _KEYS: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {
     "revision": (_is_text, "a branch, a tag or a commit"),
     "config": (_is_text, "a diffusers folder"),
     "clip_skip": (_is_number(0, _MAX_SKIPPED, int), f"a whole number from 0 to {_MAX_SKIPPED}"),
-    "channels_last": (_is_yes_or_no, "true or false"),
-    "compile": (_is_yes_or_no, "true or false"),
-    "tiling": (_is_yes_or_no, "true or false"),
-    "keep": (_is_yes_or_no, "true or false"),
+    "channels_last": (_is_bool, "true or false"),
+    "compile": (_is_bool, "true or false"),
+    "tiling": (_is_bool, "true or false"),
+    "keep": (_is_bool, "true or false"),
     "data_std": (_is_number(_LEAST_STD, _LARGEST_STD, int, float), f"a number from {_LEAST_STD} to {_LARGEST_STD}"),
     "forward_rows": (_is_number(1, _MAX_ROWS, int), f"a whole number from 1 to {_MAX_ROWS}"),
 }
@@ -236,10 +238,10 @@ def _path(text: str, base: Path) -> Path:
 
 def _source(text: str, where: str, base: Path) -> dict[str, Any]:
     if text.startswith(BUILTIN_PREFIX):
-        wanted = text.removeprefix(BUILTIN_PREFIX)
-        if wanted not in BUILTIN_MODELS:
+        model = text.removeprefix(BUILTIN_PREFIX)
+        if model not in BUILTIN_MODELS:
             raise CatalogError(f"{where}: builtin models are {', '.join(BUILTIN_MODELS)}")
-        return {"source": BUILTIN_FOLDER / wanted}
+        return {"source": BUILTIN_FOLDER / model}
     if text.startswith(HUB_PREFIX):
         repository = text.removeprefix(HUB_PREFIX)
         if repository.count("/") != 1 or repository.startswith("/") or repository.endswith("/"):

@@ -31,6 +31,12 @@ class Kernel(StrEnum):
     EXACT = "exact"
     EULER_MARUYAMA = "euler_maruyama"
     DETERMINISTIC = "deterministic"
+    PROBABILITY_FLOW = "probability_flow"
+
+    @property
+    def adds_noise(self) -> bool:
+        """Whether its steps are random: what particles and the density of a picture need."""
+        return self not in {Kernel.DETERMINISTIC, Kernel.PROBABILITY_FLOW}
 
 
 def euler_maruyama(sigma_t: Tensor, sigma_s: Tensor, error: Tensor) -> Transition:
@@ -63,7 +69,11 @@ def calibrated(sigma_t: Tensor, sigma_s: Tensor, error: Tensor) -> Transition:
 
 
 def deterministic(sigma_t: Tensor, sigma_s: Tensor, error: Tensor) -> Transition:
-    """h = σ_t(σ_t − σ_s), v = 0: Euler's step of the probability-flow ODE (DDIM). Without noise, no density ratio."""
+    """h = σ_t(σ_t − σ_s), v = 0: Euler's step of the probability-flow ODE (DDIM).
+
+    Without noise there is no density ratio. The probability-flow kernel takes the same step and follows the densities
+    by their divergence (:mod:`pipelines.probability_flow`).
+    """
     h = sigma_t * (sigma_t - sigma_s)
     return h, torch.zeros_like(h)
 
@@ -74,6 +84,7 @@ _FUNCTIONS: Final[dict[Kernel, Callable[[Tensor, Tensor, Tensor], Transition]]] 
     Kernel.EXACT: exact,
     Kernel.EULER_MARUYAMA: euler_maruyama,
     Kernel.DETERMINISTIC: deterministic,
+    Kernel.PROBABILITY_FLOW: deterministic,
 }
 
 

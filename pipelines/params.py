@@ -2,16 +2,29 @@
 
 import math
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Final
 
+from pipelines.card import DEFAULT_GUIDANCE_SCALES, DEFAULT_KERNEL, DEFAULT_STEPS, Guidance
 from pipelines.errors import InvalidInputError
 from pipelines.kernel import Kernel
 from pipelines.noise import Grid
 
 SEED_LIMIT: Final = 2**53
 MAX_STEPS: Final = 1000
+MAX_CANDIDATES: Final = 16
+MAX_PARTICLES: Final = 64
 # 0.29 × 100 is 28.999999999999996 in binary; nobody who asks for it means 28.
 _ROUNDING: Final = 1e-9
+
+
+class Select(StrEnum):
+    """What the best of several candidates is chosen by; see :mod:`pipelines.lift`."""
+
+    LIFT = "lift"
+    """The cached lift: no further network call."""
+    DENSITY = "density"
+    """The lift on fresh noise: unbiased, a few further calls."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +34,8 @@ class SamplingParams:
     Attributes:
         steps: N, the number of network calls; 1 to 1000.
         guidance_scale: w of classifier-free guidance; 1 is none.
+        guidance_start: The share of the N steps, from the first on, that are taken without guidance (w = 1), in [0, 1].
+            Guidance at the highest noise levels narrows what is drawn before it is decided (Kynkäänniemi et al., 2024).
         seed: In [0, 2**53). Image i is drawn from seed + i, so n images at once equal n single ones.
         num_images: n ≥ 1.
         width: Of the pictures, in pixels; None for the first model's native size.
@@ -30,18 +45,25 @@ class SamplingParams:
         negative_prompt: What guidance leads away from; empty for the unconditional branch.
         strength: How much of a known picture's own noise levels are sampled anew, in [0, 1]: of N steps the last
             ⌊N · strength⌋ are taken, from the picture noised as they begin. 1, from pure noise.
+        candidates: How many pictures are drawn for each one that is returned.
+        select: What the best of them is chosen by.
+        particles: K, Feynman–Kac particles for each candidate (:mod:`pipelines.particles`); 1 for none.
     """
 
-    steps: int = 25
-    guidance_scale: float = 4.0
+    steps: int = DEFAULT_STEPS
+    guidance_scale: float = DEFAULT_GUIDANCE_SCALES[Guidance.CLASSIFIER_FREE]
+    guidance_start: float = 0.0
     seed: int = 0
     num_images: int = 1
     width: int | None = None
     height: int | None = None
-    kernel: Kernel = Kernel.CALIBRATED
+    kernel: Kernel = DEFAULT_KERNEL
     grid: Grid | None = None
     negative_prompt: str = ""
     strength: float = 1.0
+    candidates: int = 1
+    select: Select = Select.LIFT
+    particles: int = 1
 
     def __post_init__(self) -> None:
         if not 1 <= self.steps <= MAX_STEPS:
@@ -53,13 +75,30 @@ class SamplingParams:
         if not math.isfinite(self.guidance_scale):
             detail = f"guidance_scale must be finite, got {self.guidance_scale}"
             raise InvalidInputError(detail, field=("guidance_scale",))
-        if not 0 <= self.strength <= 1:
-            raise InvalidInputError(f"strength must be 0 to 1, got {self.strength}", field=("strength",))
+        for name, share in (("strength", self.strength), ("guidance_start", self.guidance_start)):
+            if not 0 <= share <= 1:
+                raise InvalidInputError(f"{name} must be 0 to 1, got {share}", field=(name,))
+        for name, value, most in (
+            ("candidates", self.candidates, MAX_CANDIDATES),
+            ("particles", self.particles, MAX_PARTICLES),
+        ):
+            if not 1 <= value <= most:
+                raise InvalidInputError(f"{name} must be 1 to {most}, got {value}", field=(name,))
 
     @property
     def calls(self) -> int:
         """The steps taken: ⌊N · strength⌋."""
         return int(self.steps * self.strength + _ROUNDING)
+
+    def guidance(self, index: int) -> float:
+        """w of a step, counted from the first that is taken."""
+        unguided = int(self.steps * self.guidance_start + _ROUNDING)
+        return 1.0 if self.steps - self.calls + index < unguided else self.guidance_scale
+
+    @property
+    def samples(self) -> int:
+        """How many samples are drawn together: images × candidates × particles."""
+        return self.num_images * self.candidates * self.particles
 
 
 def image_seed(seed: int, index: int) -> int:

@@ -1,13 +1,15 @@
-r"""Prediction types: what a network puts out, and the denoised estimate x̂0 that the sampler wants.
+r"""Prediction types: what a network puts out, and the noise prediction ε̂ = (z − x̂0) / σ that the sampler wants.
 
 With x the network's own noisy input and z = x / α the sampler's coordinate, σ the noise level in z:
 
-| type     | input x       | x̂0                                  |
-|----------|---------------|--------------------------------------|
-| epsilon  | z / √(1 + σ²) | z − σ ε̂                              |
-| v        | z / √(1 + σ²) | z / (1 + σ²) − σ / √(1 + σ²) · v̂     |
-| sample   | z / √(1 + σ²) | the output                           |
-| flow     | z / (1 + σ)   | x − t û, with t = σ / (1 + σ)        |
+| type     | input x       | ε̂                            | x̂0                               |
+|----------|---------------|-------------------------------|-----------------------------------|
+| epsilon  | z / √(1 + σ²) | the output                    | z − σ ε̂                           |
+| v        | z / √(1 + σ²) | σ z / (1 + σ²) + v̂ / √(1 + σ²)| z / (1 + σ²) − σ / √(1 + σ²) · v̂  |
+| sample   | z / √(1 + σ²) | (z − output) / σ              | the output                        |
+| flow     | z / (1 + σ)   | (z + û) / (1 + σ)             | x − t û, with t = σ / (1 + σ)     |
+
+ε̂ is computed from the output directly: at high noise x̂0 would lose the digits in which components differ.
 """
 
 from enum import StrEnum
@@ -44,6 +46,20 @@ def network_input(kind: Prediction, z: Tensor, sigma: Tensor) -> Tensor:
     """
     sigma = per_sample(sigma, z)
     return z / (1 + sigma) if kind is Prediction.FLOW else z / (1 + sigma**2).sqrt()
+
+
+def to_noise(kind: Prediction, output: Tensor, z: Tensor, sigma: Tensor) -> Tensor:
+    """ε̂ from the network's output; shapes as in :func:`network_input`."""
+    level = per_sample(sigma, z)
+    match kind:
+        case Prediction.EPSILON:
+            return output
+        case Prediction.V:
+            return level / (1 + level**2) * z + output / (1 + level**2).sqrt()
+        case Prediction.SAMPLE:
+            return (z - output) / level
+        case Prediction.FLOW:
+            return (z + output) / (1 + level)
 
 
 def to_denoised(kind: Prediction, output: Tensor, z: Tensor, sigma: Tensor) -> Tensor:

@@ -1,12 +1,12 @@
-"""The sampler: from an expression to samples of its superposition.
+"""The sampler: from a plan to samples of its superposition.
 
-:func:`prepare` fixes everything that a request's course depends on; :func:`evaluate` asks the networks, once per model;
-:func:`step` is pure arithmetic. All three take many requests at once, each at its own progress; :func:`sample` is the
-plain loop over one.
+:func:`prepare` fixes everything that a request's course depends on; :func:`pipelines.networks.evaluate` asks the
+networks, once per model; :func:`step` is pure arithmetic. All three take many requests at once, each at its own
+progress; :func:`sample` is the plain loop over one.
 """
 
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -15,14 +15,21 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipelines.canvas import Canvas, begin, keep, known_variance, retraced
-from pipelines.composition import And, Expression, Or, Product, Prompt, leaves
-from pipelines.errors import IncompatibleModelsError, InvalidInputError, NonFiniteError
-from pipelines.kernel import Kernel
-from pipelines.layout import Layout, Row, lay_out, rule_of
-from pipelines.model import Condition, Guidance, Model, Shape
-from pipelines.params import SamplingParams, image_seed
+from pipelines.card import Guidance, Shape
+from pipelines.choice import ChoiceSums
+from pipelines.composition import Expression, Path, Prompt, leaves, walk
+from pipelines.draws import Draw, NoiseSource, probes
+from pipelines.errors import NonFiniteError
+from pipelines.lift import LiftSums
+from pipelines.mixing import Mixing, Program, evaluate_nodes, node_log_densities
+from pipelines.model import Condition, Model
+from pipelines.networks import Answer, evaluate
+from pipelines.params import SamplingParams
+from pipelines.particles import effective_size, pick, resample, survivors
+from pipelines.plan import Plan, Row, make_plan
+from pipelines.probability_flow import FlowStep, correction, increments
 from pipelines.schedule import Schedule, make_schedule
-from pipelines.superposition import Rule, Step, superpose
+from pipelines.superposition import Course, Flow, Step, cached_rule, superpose
 
 # Nothing is sampled at strength 0, and so nothing is divided by this.
 _TINY: Final = 1e-300
@@ -30,195 +37,159 @@ _TINY: Final = 1e-300
 
 @dataclass(frozen=True, slots=True)
 class SamplerState:
-    """One request on its way; B images with M components.
+    """One request on its way: B samples with M leaves and P references, in G groups of particles.
+
+    B is images × candidates × particles, in this order, until the last step; then one particle of each group is left.
 
     Attributes:
-        z: (B, …) samples in variance-exploding coordinates, float32, on the device.
-        log_q: (B, M) float64, log-densities so far in nats, from log N(z_T; 0, σ_max²) on.
-        weights: (B, M) float64, κ of the last step taken.
-        weight_sum: (B, M) float64, Σ κ over the steps taken.
-        clamped: (B,) float64, at how many of them AND's weights were held back.
-        index: Steps taken.
+        plan: The request.
         schedule: The course.
-        layout: The networks asked.
-        conditions: One condition of one row for each of the layout's rows.
-        rule: B rows.
-        lifted: Whether the rule's numbers are AND's lifts, of which every step takes a share.
+        conditions: One condition of one row for each of the plan's rows.
+        z: (B, …) samples in variance-exploding coordinates, float32, on the device.
+        log_q: (B, M + P) float64, log-densities so far in nats, from log N(z_T; 0, σ_max²) on.
+        weights: (B, M) float64, the leaves' coefficients in the last step taken.
+        weight_sum: (B, M) float64, their sum over the steps taken.
+        clamped: (B,) float64, at how many of them balanced AND's weights were held back.
+        log_weights: (B,) float64, the particles' log-weights.
+        lineage: (B,) int64, from which of its group's first particles each descends.
+        effective: (G,) float64, the effective sample size before the last step's resampling.
+        lifts: The lift's running sums; None without references.
+        choice: The running sums by which candidates are chosen; None for one candidate.
+        followed: (B, …) the denoised estimate that the last step followed: z if sampling ended with it.
+        clean: (B, …) the finished samples, while candidates are compared on fresh noise.
+        flow: The last step along the probability-flow ODE, until the next network call corrects its increments.
+        index: Network calls made.
         canvas: The known picture that is painted on, if there is one.
     """
 
+    plan: Plan
+    schedule: Schedule
+    conditions: tuple[Condition, ...]
     z: Tensor
     log_q: Tensor
     weights: Tensor
     weight_sum: Tensor
     clamped: Tensor
-    index: int
-    schedule: Schedule
-    layout: Layout
-    conditions: tuple[Condition, ...]
-    rule: Rule = field(repr=False)
-    lifted: bool = False
+    log_weights: Tensor
+    lineage: Tensor
+    effective: Tensor
+    lifts: LiftSums | None
+    choice: ChoiceSums | None
+    followed: Tensor
+    clean: Tensor | None = None
+    flow: FlowStep | None = None
+    index: int = 0
     canvas: Canvas | None = field(default=None, repr=False)
 
     @property
     def done(self) -> bool:
-        """Whether the last step is taken."""
-        return self.index == self.schedule.steps
+        """Whether the last call is made."""
+        return self.index == self.schedule.calls
+
+    @property
+    def sigma(self) -> float:
+        """The noise level of z, for the next network call."""
+        return self.schedule.level(self.index)
+
+    @property
+    def probe(self) -> Tensor | None:
+        """(B, …) the directions along which the next network call differentiates; None off the probability flow."""
+        if not self.schedule.flows or self.index >= self.schedule.steps:
+            return None
+        return probes(self.plan.params, self.plan.shape, self.index).to(self.z)
+
+    @property
+    def steps_taken(self) -> int:
+        """Reverse steps taken."""
+        return min(self.index, self.schedule.steps)
+
+    @property
+    def reached(self) -> float:
+        """The noise level that sampling has reached."""
+        return float(self.schedule.sigmas[self.steps_taken])
+
+    @property
+    def draws(self) -> bool:
+        """Whether the next step needs randomness: all but the last, which lands on its estimate."""
+        return self.index < self.schedule.calls - 1 or self.plan.params.particles > 1
 
     @property
     def log_density(self) -> Tensor:
         """(B, M) log-densities so far in nats; NaN where no step adds noise, since nothing is estimated then."""
-        return self.log_q if self.schedule.estimates else torch.full_like(self.log_q, torch.nan)
+        leaves_only = self.log_q[:, : self.plan.program.leaves]
+        return leaves_only if self.schedule.estimates else torch.full_like(leaves_only, torch.nan)
 
     @property
     def mean_weights(self) -> Tensor:
-        """(B, M) float64, the mean κ over the steps taken."""
-        return self.weight_sum / max(1, self.index)
+        """(B, M) float64, the mean coefficients over the steps taken."""
+        return self.weight_sum / max(1, self.steps_taken)
 
-
-def check(
-    expression: Expression, params: SamplingParams, models: Mapping[str, Model], *, on_canvas: bool = False
-) -> None:
-    """Refuse what has no meaning: models without a common data space, what a model cannot read or wear, guidance that
-    it does not know, densities without noise, a size that it does not have.
-
-    Args:
-        expression: What to compose.
-        params: How.
-        models: The loaded models by name.
-        on_canvas: Whether there is a known picture to paint on.
-    """
-    terms = leaves(expression)
-    named = {term.model: models[term.model] for term in terms}
-    spaces = {name: model.card.space for name, model in named.items()}
-    if len(set(spaces.values())) > 1:
-        raise IncompatibleModelsError({name: str(space) for name, space in spaces.items()})
-    if max(m.card.sigma_min for m in named.values()) >= min(m.card.sigma_max for m in named.values()):
-        ranges = {name: f"σ {m.card.sigma_min:.3g}–{m.card.sigma_max:.3g}" for name, m in named.items()}
-        raise IncompatibleModelsError(ranges)
-    for i, term in enumerate(terms):
-        _check_term(i, term, expression, params, models[term.model])
-    if params.kernel is Kernel.DETERMINISTIC and isinstance(expression, Or | And) and len(terms) > 1:
-        allowed = ", ".join(kernel for kernel in Kernel if kernel is not Kernel.DETERMINISTIC)
-        detail = f"the deterministic kernel has no density to weigh components by; allowed are {allowed}"
-        raise InvalidInputError(detail, field=("kernel",))
-    if params.strength < 1 and not on_canvas:
-        raise InvalidInputError("strength below 1 needs an image to begin from", field=("strength",))
-    sample_shape(expression, params, models)
-
-
-def _check_term(index: int, term: Prompt, expression: Expression, params: SamplingParams, model: Model) -> None:
-    """Refuse what a component's model cannot read, wear or follow."""
-    where, card = ("components", index), model.card
-    if term.text and not card.takes_prompts:
-        raise InvalidInputError(f"the model {term.model!r} takes no prompts; leave it empty", field=(*where, "prompt"))
-    negative = params.negative_prompt if term.negative is None else term.negative
-    said = ("negative_prompt",) if term.negative is None else (*where, "negative_prompt")
-    if negative and not card.takes_prompts:
-        detail = f"the model {term.model!r} takes no prompts, so there is nothing to lead away from"
-        raise InvalidInputError(detail, field=said)
-    if card.guidance is not Guidance.CLASSIFIER_FREE:
-        if negative:
-            raise InvalidInputError(f"the model {term.model!r} has no guidance to lead away by", field=said)
-        if isinstance(expression, Product):
-            detail = f"the model {term.model!r} has no unconditional density to take a product over"
-            raise InvalidInputError(detail, field=(*where, "model"))
-    if card.guidance is Guidance.NONE and params.guidance_scale != 1:
-        detail = f"the model {term.model!r} knows no guidance: guidance_scale must be 1, got {params.guidance_scale:g}"
-        raise InvalidInputError(detail, field=("guidance_scale",))
-    for name, _ in term.adapters:
-        if name not in card.adapters:
-            told = f"it has {', '.join(card.adapters)}" if card.adapters else "it has none"
-            raise InvalidInputError(f"the model {term.model!r} has no LoRA {name!r}; {told}", field=(*where, "lora"))
-
-
-def sample_shape(expression: Expression, params: SamplingParams, models: Mapping[str, Model]) -> Shape:
-    """The shape of one sample of a request: every model must have the size; the first one's is the default."""
-    width, height = picture_size(expression, params, models)
-    shapes = {leaf.model: models[leaf.model].sample_shape(width, height) for leaf in leaves(expression)}
-    if len(set(shapes.values())) > 1:
-        raise IncompatibleModelsError({name: f"samples of shape {shape}" for name, shape in shapes.items()})
-    return next(iter(shapes.values()))
-
-
-def picture_size(expression: Expression, params: SamplingParams, models: Mapping[str, Model]) -> tuple[int, int]:
-    """(width, height) of a request's pictures, in pixels."""
-    card = models[leaves(expression)[0].model].card
-    return (
-        card.width if params.width is None else params.width,
-        card.height if params.height is None else params.height,
-    )
-
-
-class NoiseSource:
-    """The noise of a request's images: one CPU generator an image, float32, so that the same seed draws the same on
-    every device and in every company.
-    """
-
-    def __init__(self, params: SamplingParams, shape: tuple[int, ...]) -> None:
-        self._shape = shape
-        self._generators = [torch.Generator().manual_seed(image_seed(params.seed, i)) for i in range(params.num_images)]
-
-    def draw(self) -> Tensor:
-        """The next (B, …) standard normal numbers, on the CPU."""
-        noise = torch.empty(len(self._generators), *self._shape, dtype=torch.float32)
-        for row, generator in zip(noise, self._generators, strict=True):
-            # In place: nothing here that torch would share among threads (service.services.Services.load says why).
-            torch.randn(self._shape, generator=generator, out=row)
-        return noise
+    def take(self, index: Tensor) -> "SamplerState":
+        """The state of some samples, by their indices; a sample may be taken several times."""
+        return replace(
+            self,
+            z=self.z[index],
+            log_q=self.log_q[index],
+            weights=self.weights[index],
+            weight_sum=self.weight_sum[index],
+            clamped=self.clamped[index],
+            log_weights=self.log_weights[index],
+            lineage=self.lineage[index],
+            lifts=None if self.lifts is None else self.lifts.take(index),
+            choice=None if self.choice is None else self.choice.take(index),
+            followed=self.followed[index],
+            flow=None if self.flow is None else self.flow.take(index),
+        )
 
 
 def prepare(
-    expression: Expression,
-    params: SamplingParams,
+    plan: Plan,
     models: Mapping[str, Model],
-    noise: Tensor,
+    draw: Draw,
     encode: Callable[[Row], Condition] | None = None,
     canvas: Canvas | None = None,
 ) -> SamplerState:
     """The state before the first step.
 
     Args:
-        expression: What to compose.
-        params: How.
-        models: The loaded models by name; those that the expression names must have passed :func:`check`.
-        noise: (B, …) the first draw.
+        plan: The request.
+        models: The loaded models by name.
+        draw: The first draw.
         encode: Gives the condition of a row; for a cache in between. The default asks the row's model.
         canvas: The known picture, for image-to-image, inpainting and densities.
     """
-    layout, branches = lay_out(expression, params, models)
-    rule = rule_of(expression, branches, params, len(noise))
-    schedule = make_schedule(params, [models[leaf.model] for leaf in leaves(expression)], noise.shape[1:])
+    program, params, noise = plan.program, plan.params, draw.normals
+    schedule = make_schedule(plan, models)
     sigma_max = float(schedule.sigmas[0])
-    device = models[layout.rows[0].model].device
-    zeros = torch.zeros(len(noise), rule.components, dtype=torch.float64, device=device)
+    device = models[plan.lead].device
     z = begin(noise.to(device), sigma_max, canvas, params.strength)
     # log N(z_T; 0, σ_max² I): at σ_max every component is about this one Gaussian. Sampling that begins from a picture
     # at a lower level knows of its densities there only that it was one point for all: it counts from the noise.
     seen = z.cpu().double() / max(sigma_max, _TINY) if canvas is not None and canvas.retrace else noise.double()
     start = -seen.square().flatten(1).sum(1) / 2
     start -= noise[0].numel() * (math.log(2 * math.pi) / 2 + math.log(max(sigma_max, _TINY)))
+    zeros = torch.zeros(len(noise), program.leaves, dtype=torch.float64, device=device)
+    groups = torch.full((len(noise) // params.particles,), float(params.particles), dtype=torch.float64, device=device)
+    given = encode or (lambda row: models[row.model].encode_prompts([row.text], dict(row.adapters)))
     return SamplerState(
+        plan=plan,
+        schedule=schedule,
+        conditions=tuple(
+            _whole_condition(row, given(row), models[row.model], params, canvas, plan.shape) for row in plan.rows
+        ),
         z=z,
-        log_q=start.unsqueeze(1).expand(-1, rule.components).to(device),
+        log_q=start.unsqueeze(1).expand(-1, program.leaves + program.references).to(device),
         weights=zeros,
         weight_sum=zeros,
         clamped=zeros[:, 0],
-        index=0,
-        schedule=schedule,
-        layout=layout,
-        conditions=tuple(
-            _whole_condition(row, (encode or _encoder(models))(row), models[row.model], params, canvas, noise.shape[1:])
-            for row in layout.rows
-        ),
-        rule=rule.to(device),
-        lifted=isinstance(expression, And),
+        log_weights=zeros[:, 0],
+        lineage=torch.arange(params.particles, device=device).repeat(len(groups)),
+        effective=groups,
+        lifts=LiftSums.zeros(z, program.leaves) if program.branch else None,
+        choice=ChoiceSums.zeros(z, program.leaves) if params.candidates > 1 else None,
+        followed=z,
         canvas=canvas,
     )
-
-
-def _encoder(models: Mapping[str, Model]) -> Callable[[Row], Condition]:
-    return lambda row: models[row.model].encode_prompts([row.text], dict(row.adapters))
 
 
 def _whole_condition(
@@ -235,188 +206,258 @@ def _whole_condition(
 
 
 @torch.inference_mode()
-def evaluate(
-    states: Sequence[SamplerState], models: Mapping[str, Model], forward_rows: Mapping[str, int] | None = None
-) -> list[Tensor]:
-    """x̂0 of every row of every state: one forward per model (and per length of text, where texts are long).
+def step(states: Sequence[SamplerState], answers: Sequence[Answer], draws: Sequence[Draw]) -> list[SamplerState]:
+    """The states one network call further; pure, one batched superposition for all that sample.
 
     Args:
         states: Not done, of one sample shape, on one device.
-        models: The loaded models by name.
-        forward_rows: How many rows one forward of a model may take, by its name; more are split over several. Models
-            that it does not name have no bound.
-
-    Returns:
-        For each state (B, M + P, …): its components, then its unconditional branches.
+        answers: What :func:`pipelines.networks.evaluate` gave for them.
+        draws: For each state the randomness of its step.
     """
-    answers: list[list[Tensor]] = [[state.z] * len(state.layout.rows) for state in states]
-    asked: dict[tuple[str, Hashable], list[tuple[int, int]]] = {}
-    for i, state in enumerate(states):
-        for j, row in enumerate(state.layout.rows):
-            asked.setdefault((row.model, _shapes(state.conditions[j])), []).append((i, j))
-    for (name, _), places in asked.items():
-        sizes = [len(states[i].z) for i, _ in places]
-        z = torch.cat([states[i].z for i, _ in places])
-        levels = [float(states[i].schedule.sigmas[states[i].index]) for i, _ in places]
-        sigma = torch.tensor(levels, dtype=torch.float64).repeat_interleave(torch.tensor(sizes))
-        condition = collate([(states[i].conditions[j], size) for (i, j), size in zip(places, sizes, strict=True)])
-        # A model computes where it lies; the samples lie with the first model of their expression.
-        device = models[name].device
-        rows = (forward_rows or {}).get(name, len(z))
-        computed = _forward(models[name], z.to(device), sigma.to(device), condition, rows)
-        outputs = computed.to(z.device).split(sizes)
-        for (i, j), output in zip(places, outputs, strict=True):
-            answers[i][j] = output
+    inputs = list(zip(states, answers, draws, strict=True))
+    sampling = [each for each in inputs if each[0].index < each[0].schedule.steps]
+    stepped = iter(_superposed(sampling) if sampling else ())
     return [
-        torch.stack([rows[slot] for slot in state.layout.slots], dim=1)
-        for state, rows in zip(states, answers, strict=True)
+        next(stepped) if state.index < state.schedule.steps else _judged(state, answer, draw)
+        for state, answer, draw in inputs
     ]
 
 
-def _forward(model: Model, z: Tensor, sigma: Tensor, condition: Condition, rows: int) -> Tensor:
-    """``model.denoised`` in forwards of at most ``rows`` rows, as equal in size as can be."""
-    if len(z) <= rows:
-        return model.denoised(z, sigma, condition)
-    parts = -(-len(z) // rows)
-    split = {key: value.chunk(parts) for key, value in condition.items()}
-    return torch.cat(
-        [
-            model.denoised(x, level, {key: chunks[k] for key, chunks in split.items()})
-            for k, (x, level) in enumerate(zip(z.chunk(parts), sigma.chunk(parts), strict=True))
-        ]
-    )
-
-
-def _shapes(condition: Condition) -> Hashable:
-    """What rows must share to stand in one batch."""
-    return tuple((key, value.shape[1:]) for key, value in condition.items())
-
-
-def collate(conditions: Sequence[tuple[Condition, int]]) -> Condition:
-    """One condition out of single rows, each repeated as often as its number says."""
-    keys = conditions[0][0].keys()
-    return {key: torch.cat([c[key].expand(n, *c[key].shape[1:]) for c, n in conditions]) for key in keys}
-
-
-@torch.inference_mode()
-def step(states: Sequence[SamplerState], denoised: Sequence[Tensor], noise: Sequence[Tensor]) -> list[SamplerState]:
-    """The states one step further; pure, one batched superposition for all.
-
-    Args:
-        states: Not done, of one sample shape, on one device.
-        denoised: What :func:`evaluate` gave for them.
-        noise: For each state (B, …) standard normal numbers.
-    """
+def _superposed(inputs: Sequence[tuple[SamplerState, Answer, Draw]]) -> list[SamplerState]:
+    """One reverse step of states that are on their way."""
+    inputs = [(_corrected(state, answer), answer, draw) for state, answer, draw in inputs]
+    states = [state for state, _, _ in inputs]
     sizes = [len(state.z) for state in states]
     device = states[0].z.device
-    inputs = [_on_canvas(*parts) for parts in zip(states, denoised, noise, strict=True)]
-    rule = Rule.join([_rule_now(state) for state in states])
-    m, p = rule.components, rule.unconditionals
+    painted = [_on_canvas(state, answer, draw.normals) for state, answer, draw in inputs]
+    parts = zip(states, sizes, strict=True)
+    rule = cached_rule(tuple((s.plan.program, size, s.plan.params.guidance(s.index)) for s, size in parts), device)
+    m = rule.leaves
+    p = rule.active.shape[1] - m
     course = torch.tensor([state.schedule.at(state.index) for state in states], dtype=torch.float64)
-    sigma, h, v = course.repeat_interleave(torch.tensor(sizes), dim=0).to(device).unbind(1)
+    course = course.repeat_interleave(torch.tensor(sizes), dim=0).to(device)
     taken = superpose(
         torch.cat([state.z for state in states]),
-        torch.cat([functional.pad(state.log_q, (0, m - state.log_q.shape[1])) for state in states]),
-        torch.cat([_widened(d, state.rule, m, p) for (d, _), state in zip(inputs, states, strict=True)]),
-        torch.cat([n.to(device, non_blocking=True) for _, n in inputs]).to(states[0].z),
-        sigma,
-        h,
-        v,
+        torch.cat([_widened(state.log_q, state.plan.program, m, p, 0.0) for state in states]),
+        torch.cat([_widened(a.predicted, s.plan.program, m, p) for (a, _), s in zip(painted, states, strict=True)]),
+        torch.cat([n.to(device, non_blocking=True) for _, n in painted]).to(states[0].z),
+        Course(*course.unbind(1)),
         rule,
+        _flow(states, [answer for _, answer, _ in inputs], device, m, p),
     )
+    each = zip(*(part.split(sizes) for part in taken), strict=True)
     return [
-        _moved(state, Step(*parts))
-        for state, *parts in zip(states, *(part.split(sizes) for part in taken), strict=True)
+        _flowed(state, _moved(state, Step(*own), painting, draw, m), answer)
+        for (state, answer, draw), (painting, _), own in zip(inputs, painted, each, strict=True)
     ]
 
 
-def _on_canvas(state: SamplerState, denoised: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """The estimates and the noise of a step as the state's canvas has them."""
-    canvas = state.canvas
+def _flow(
+    states: Sequence[SamplerState], answers: Sequence[Answer], device: torch.device, leaves: int, references: int
+) -> Flow | None:
+    """Which samples of a batch follow the probability-flow ODE; None where none does."""
+    if all(answer.divergence is None for answer in answers):
+        return None
+    authority, divergence = [], []
+    for state, (predicted, known) in zip(states, answers, strict=True):
+        own = predicted.new_zeros(predicted.shape[:2], dtype=torch.float64) if known is None else known
+        authority.append(state.schedule.flow[state.index].expand(len(own)))
+        divergence.append(_widened(own, state.plan.program, leaves, references, 0.0))
+    return Flow(torch.cat(authority).to(device), torch.cat(divergence))
+
+
+def _corrected(state: SamplerState, answer: Answer) -> SamplerState:
+    """The log-densities after the last step along the probability flow, now that both of its ends are known."""
+    if state.flow is None or answer.divergence is None:
+        return state
+    gained = correction(state.flow, answer.predicted, answer.divergence, state.sigma)
+    return replace(state, log_q=state.log_q + gained, flow=None)
+
+
+def _flowed(before: SamplerState, after: SamplerState, answer: Answer) -> SamplerState:
+    """The densities' increments of a step along the probability flow, by what is known at its beginning."""
+    sigma_t, sigma_s = before.schedule.sigmas[before.index : before.index + 2].tolist()
+    if answer.divergence is None or sigma_s == 0:
+        return after
+    d = after.z - before.z
+    gained = increments(d, answer.predicted, answer.divergence, sigma_t, sigma_t, sigma_s)
+    return replace(after, log_q=after.log_q + gained, flow=FlowStep(d, sigma_t, gained))
+
+
+def _on_canvas(state: SamplerState, answer: Answer, noise: Tensor) -> tuple[Answer, Tensor]:
+    """The predictions and the noise of a step as the state's canvas has them."""
+    canvas, predicted = state.canvas, answer.predicted
     if canvas is None:
-        return denoised, noise
-    sigma, h, v = state.schedule.at(state.index)
+        return answer, noise
+    sigma, h, v, _ = state.schedule.at(state.index)
     noise = noise.to(state.z)
     if v == 0:
-        return keep(canvas, denoised, noise, 0.0)
+        predicted, noise = keep(canvas, state.z, sigma, predicted, noise, 0.0)
+        return answer._replace(predicted=predicted), noise
     kept_v = known_variance(sigma, float(state.schedule.sigmas[state.index + 1]), h)
     if canvas.retrace:
-        return denoised, retraced(canvas, state.z, denoised, noise, (sigma, h, v), kept_v)
-    return keep(canvas, denoised, noise, math.sqrt(kept_v / v))
+        followed = predicted[:, : state.plan.program.leaves]
+        return answer, retraced(canvas, state.z, followed, noise, (sigma, h, v), kept_v)
+    predicted, noise = keep(canvas, state.z, sigma, predicted, noise, math.sqrt(kept_v / v))
+    return answer._replace(predicted=predicted), noise
 
 
-def _rule_now(state: SamplerState) -> Rule:
-    """The state's rule for its next step: of AND's lifts, this step's share."""
-    if not state.lifted:
-        return state.rule
-    return replace(state.rule, numbers=state.rule.numbers * float(state.schedule.lift_share[state.index]))
-
-
-def _moved(state: SamplerState, taken: Step) -> SamplerState:
-    """The state after its own part of a batched step."""
-    width = state.rule.components
-    weights = taken.weights[:, :width]
-    return replace(
-        state,
+def _moved(state: SamplerState, taken: Step, answer: Answer, draw: Draw, width: int) -> SamplerState:
+    """The state after its own part of a batched step of ``width`` leaves."""
+    program, schedule = state.plan.program, state.schedule
+    weights = taken.weights[:, : program.leaves]
+    log_q = torch.cat([taken.log_q[:, : program.leaves], taken.log_q[:, width : width + program.references]], dim=1)
+    moved = replace(
+        _compared(state, answer),
         z=taken.z,
-        log_q=taken.log_q[:, :width],
+        log_q=log_q,
         weights=weights,
         weight_sum=state.weight_sum + weights,
         clamped=state.clamped + taken.clamped,
+        followed=taken.followed,
         index=state.index + 1,
+    )
+    if state.plan.params.particles > 1:
+        moved = _selected(state, moved, taken.log_ratio, draw.uniforms.to(state.z.device))
+    if moved.index == schedule.steps and len(schedule.judged):
+        # From here on the sums are those of fresh noise over the finished samples.
+        lifts, choice = LiftSums.zeros(moved.z, program.leaves), ChoiceSums.zeros(moved.z, program.leaves)
+        moved = _noised(replace(moved, lifts=lifts, choice=choice), draw)
+    return moved
+
+
+def _selected(before: SamplerState, after: SamplerState, log_ratio: Tensor, uniforms: Tensor) -> SamplerState:
+    """Reweight and resample the particles of a step; after the last one, one of each group is left."""
+    count = before.plan.params.particles
+    gained = _target(after) - _target(before)
+    noisy = before.schedule.at(before.index)[2] > 0
+    log_weights = (before.log_weights + gained + log_ratio if noisy else before.log_weights).reshape(-1, count)
+    first = torch.arange(len(log_weights), device=log_weights.device) * count
+    lineage = before.lineage.reshape(-1, count)
+    if after.index == before.schedule.steps:
+        left = replace(after, effective=effective_size(log_weights)).take(first + pick(log_weights, uniforms))
+        return replace(left, log_weights=torch.zeros_like(left.log_weights), lineage=survivors(lineage))
+    ancestors, kept = resample(log_weights, uniforms)
+    drawn = replace(after, effective=effective_size(log_weights)).take((first.unsqueeze(1) + ancestors).flatten())
+    return replace(drawn, log_weights=kept.flatten())
+
+
+def _target(state: SamplerState) -> Tensor:
+    """The root's log-density, (B,), over leaves as guidance has them: log q_u + w (log q_i − log q_u)."""
+    program, log_q, w = state.plan.program, state.log_q, state.plan.params.guidance(state.index)
+    own, references = log_q[:, : program.leaves], log_q[:, program.leaves :]
+    if program.branch:
+        reference = references[:, list(program.branch)]
+        log_q = torch.cat([reference + w * (own - reference), references], dim=1)
+    columns, _ = evaluate_nodes(_mixing(program, len(log_q), log_q.device), log_q)
+    return columns[:, program.tops[0]]
+
+
+def _mixing(program: Program, samples: int, device: torch.device) -> Mixing:
+    return cached_rule(((program, samples, 1.0),), device).mixing
+
+
+def _compared(state: SamplerState, answer: Answer) -> SamplerState:
+    """The state with what a network call tells of lifts and candidates."""
+    call = state.z, state.sigma, answer.predicted, state.plan.program.branch
+    lifts, choice, schedule = state.lifts, state.choice, state.schedule
+    return replace(
+        state,
+        lifts=None if lifts is None else lifts.add(*call, schedule.lift_weights[state.index]),
+        choice=None if choice is None else choice.add(*call, schedule.choice_weights[state.index]),
     )
 
 
-def _widened(denoised: Tensor, rule: Rule, components: int, unconditionals: int) -> Tensor:
-    """(B, M + P, …) with the components padded to ``components`` and the branches to ``unconditionals``."""
-    own = rule.components
-    missing = components - own, unconditionals - rule.unconditionals
-    if missing == (0, 0):
-        return denoised
-    filler = denoised[:, :1]
-    parts = [denoised[:, :own], filler.expand(-1, missing[0], *filler.shape[2:])]
-    parts += [denoised[:, own:], filler.expand(-1, missing[1], *filler.shape[2:])]
-    return torch.cat(parts, dim=1)
+def _judged(state: SamplerState, answer: Answer, draw: Draw) -> SamplerState:
+    """One further estimate on fresh noise over the finished samples."""
+    return _noised(replace(_compared(state, answer), index=state.index + 1), draw)
 
 
-def estimate(before: SamplerState, after: SamplerState, noise: Tensor) -> Tensor:
-    """The denoised estimate that a step followed: (B, …), what the sample would be if sampling ended with it.
+def _noised(state: SamplerState, draw: Draw) -> SamplerState:
+    """The finished samples with the noise of the next call over them; as they are where none follows."""
+    clean = state.z if state.clean is None else state.clean
+    if state.done:
+        return replace(state, z=clean)
+    noise = draw.normals[:: state.plan.params.particles].to(clean)
+    return replace(state, z=clean + state.sigma * noise, clean=clean)
 
-    The step was d = (h/σ²)(x̂0 − z) + √v ξ, so x̂0 = z + (σ²/h)(d − √v ξ).
-    """
-    sigma, h, v = before.schedule.at(before.index)
-    _, noise = _on_canvas(before, before.z.unsqueeze(1), noise)
-    moved = after.z - before.z - math.sqrt(v) * noise.to(before.z)
-    return before.z + sigma**2 / h * moved
+
+def _widened(values: Tensor, program: Program, leaves: int, references: int, filler: float | None = None) -> Tensor:
+    """(B, M + P, …) padded to ``leaves`` and ``references``, with a number or with the first leaf's values."""
+    m, p = leaves - program.leaves, references - program.references
+    if (m, p) == (0, 0):
+        return values
+    own, others = values[:, : program.leaves], values[:, program.leaves :]
+    if filler is not None:
+        return torch.cat([functional.pad(own, (0, m), value=filler), functional.pad(others, (0, p), value=filler)], 1)
+    first = values[:, :1]
+    return torch.cat([own, first.expand(-1, m, *first.shape[2:]), others, first.expand(-1, p, *first.shape[2:])], 1)
 
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """What came out; B images with M components.
+    """The result: B images with M leaves.
 
     Attributes:
         z: (B, …) clean samples.
         log_density: (B, M) float64, log q_i of each image at the grid's smallest σ, in nats; NaN where no step added
             noise (the deterministic kernel, or a single step), since nothing was estimated then.
-        mean_weights: (B, M) float64, the mean κ over all steps.
-        clamp_rate: (B,) float64, the share of steps at which AND's weights were held back.
+        node_log_density: Where each operator with a log-density is → (B,) float64; NaN likewise.
+        mean_weights: (B, M) float64, the mean coefficients over all steps.
+        clamp_rate: (B,) float64, the share of steps at which balanced AND's weights were held back.
+        lift: (B, M) float64, log q_i − log q_u of each image in nats; NaN where a leaf has no reference.
+        lift_maps: (B, M, …) the same, cell by cell; None where no reference was evaluated.
+        candidate: (B,) int64, which candidate each image is.
+        survivors: (B,) int64, from how many first particles the last ones of its group descend.
     """
 
     z: Tensor
     log_density: Tensor
+    node_log_density: dict[Path, Tensor]
     mean_weights: Tensor
     clamp_rate: Tensor
+    lift: Tensor
+    lift_maps: Tensor | None
+    candidate: Tensor
+    survivors: Tensor
 
 
 Progress = Callable[[SamplerState], None]
 
 
 def finish(state: SamplerState) -> Samples:
-    """The outcome of a state that is done; :class:`NonFiniteError` where it left the finite numbers."""
+    """The result of a state that is done: of each image's candidates the one that satisfies the expression best.
+
+    Raises:
+        NonFiniteError: No candidate of an image has stayed within the finite numbers.
+    """
+    plan, params = state.plan, state.plan.params
+    candidate = torch.zeros(params.num_images, dtype=torch.int64, device=state.z.device)
+    if state.choice is not None:
+        finite = torch.isfinite(state.z).flatten(1).all(1)
+        score = state.choice.score(plan.expression, state.z).masked_fill(~finite, -torch.inf)
+        candidate = score.reshape(-1, params.candidates).argmax(1)
+        state = state.take(torch.arange(params.num_images, device=candidate.device) * params.candidates + candidate)
     if not bool(torch.isfinite(state.z).all()):
         detail = "the sample overflowed; a lower guidance scale, smaller weights or more steps may help"
         raise NonFiniteError(detail)
-    return Samples(state.z, state.log_density, state.mean_weights, state.clamped / max(1, state.index))
+    log_q = state.log_q if state.schedule.estimates else torch.full_like(state.log_q, torch.nan)
+    operators = {path for path, node in walk(plan.expression) if not isinstance(node, Prompt)}
+    nodes = node_log_densities(plan.reported, log_q)
+    lift = torch.full_like(state.weights, torch.nan)
+    if state.lifts is not None:
+        lift = torch.where(torch.tensor(plan.lifted, device=lift.device), state.lifts.total(state.z), lift)
+    return Samples(
+        z=state.z,
+        log_density=state.log_density,
+        node_log_density={path: value for path, value in nodes.items() if path in operators},
+        mean_weights=state.mean_weights,
+        clamp_rate=state.clamped / max(1, state.steps_taken),
+        lift=lift,
+        lift_maps=None if state.lifts is None else state.lifts.maps(state.z),
+        candidate=candidate,
+        survivors=state.lineage if params.particles > 1 else torch.ones_like(candidate),
+    )
 
 
 def sample(
@@ -437,14 +478,15 @@ def sample(
         forward_rows: How many rows one forward may take; None for no bound.
         canvas: The known picture, for image-to-image, inpainting and densities.
     """
-    check(expression, params, models, on_canvas=canvas is not None)
-    source = NoiseSource(params, sample_shape(expression, params, models))
+    cards = {leaf.model: models[leaf.model].card for leaf in leaves(expression)}
+    retrace = canvas is not None and canvas.retrace
+    plan = make_plan(expression, params, cards, on_canvas=canvas is not None, retrace=retrace)
+    source = NoiseSource(params, plan.shape)
     bounds = None if forward_rows is None else dict.fromkeys(models, forward_rows)
-    state = prepare(expression, params, models, source.draw(), canvas=canvas)
+    state = prepare(plan, models, source.draw(), canvas=canvas)
     while not state.done:
-        # The last step adds no noise, so none is drawn for it.
-        noise = source.draw() if state.index < state.schedule.steps - 1 else torch.zeros_like(state.z)
-        (state,) = step([state], evaluate([state], models, bounds), [noise])
+        draw = source.draw() if state.draws else Draw.nothing(state.z, len(state.effective))
+        (state,) = step([state], evaluate([state], models, bounds), [draw])
         if progress is not None:
             progress(state)
     return finish(state)

@@ -1,5 +1,6 @@
-"""Draws the pictures in the documents, seeded and unselected: ``python -m scripts.draw_pictures``."""
+"""Draws the pictures in the documents by each request's defaults, unselected: ``python -m scripts.draw_pictures``."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
@@ -7,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from pipelines.catalog import Catalog
-from pipelines.composition import And, Average, Expression, Or, Product, Prompt, leaves
+from pipelines.composition import And, Average, Expression, Method, Or, Product, Prompt, lead
 from pipelines.params import SamplingParams
 from pipelines.sampler import sample
 
@@ -16,15 +17,16 @@ COLUMNS: Final = 8
 SCALE: Final = 2
 RED: Final = Prompt("a red circle", "shapes")
 BLUE: Final = Prompt("a blue star", "shapes")
-ROWS: Final[dict[str, tuple[tuple[Expression, float], ...]]] = {
+ROWS: Final[dict[str, tuple[Expression, ...]]] = {
     "operators": (
-        (Prompt("a red circle and a blue star", "shapes"), 8.0),
-        (And((RED, BLUE)), 8.0),
-        (Average((RED, BLUE)), 8.0),
-        (Product((RED, BLUE)), 8.0),
+        Prompt("a red circle and a blue star", "shapes"),
+        And((RED, BLUE)),
+        And((RED, BLUE), method=Method.BALANCED),
+        Average((RED, BLUE)),
+        Product((RED, BLUE)),
     ),
-    "halves-or": ((Or((Prompt("", "shapes-round"), Prompt("", "shapes-sharp"))), 1.0),),
-    "halves-and": ((And((Prompt("a red circle", "shapes-round"), Prompt("a blue star", "shapes-sharp"))), 8.0),),
+    "halves-or": (Or((Prompt("", "shapes-round"), Prompt("", "shapes-sharp"))),),
+    "halves-and": (And((Prompt("a red circle", "shapes-round"), Prompt("a blue star", "shapes-sharp"))),),
 }
 
 
@@ -35,10 +37,10 @@ def main() -> None:
     OUT.mkdir(parents=True, exist_ok=True)
     for name, rows in ROWS.items():
         lines = []
-        for expression, guidance in rows:
-            params = SamplingParams(steps=25, guidance_scale=guidance, seed=0, num_images=COLUMNS)
+        for expression in rows:
+            params = SamplingParams(**asdict(catalog.defaults(expression)), seed=0, num_images=COLUMNS)
             z = sample(expression, params, models).z
-            pictures = models[leaves(expression)[0].model].decode(z)
+            pictures = models[lead(expression)].decode(z)
             pixels = pictures.permute(0, 2, 3, 1).mul(255).round().byte().numpy()
             lines.append(np.concatenate(list(pixels), axis=1))
         grid = Image.fromarray(np.concatenate(lines, axis=0))

@@ -4,27 +4,36 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from pipelines.composition import And, Average, Expression, Or, Product, Prompt, leaves
+from evaluation.cli import evaluate
+from pipelines import calibration
+from pipelines.composition import lead, leaves
 from pipelines.errors import InvalidInputError
 from pipelines.kernel import Kernel
+from pipelines.params import SamplingParams, Select, image_seed
 from service.cli_common import CatalogOption, DeviceOption, catalog_path, open_catalog, read_settings, told
 from service.cli_models import models_app
+from service.expressions import from_text, leaf_names
+from service.schemas.fields import default, drawn_seed
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pipelines.sampler import Samples
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="Compose pretrained diffusion models by superposition."
 )
 
 _LAST_ANSWERS_S: Final = 5
-_OPERATORS: Final = {"or": Or, "and": And, "average": Average, "product": Product}
 
 
 app.add_typer(models_app, name="models")
+app.command(name="eval")(evaluate)
 
 
 @app.command()
@@ -71,80 +80,114 @@ def serve(
 
 @app.command()
 def compose(
-    words: Annotated[
-        list[str],
+    text: Annotated[
+        str,
         typer.Argument(
-            metavar="PROMPT [OPERATOR PROMPT]...",
-            help='Prompts with one operator (or, and, average, product) between them: "a red circle" and "a blue star".'
-            " PROMPT@MODEL names a model of the catalogue.",
+            metavar="EXPRESSION",
+            help='What to compose, as one argument: \'"a red circle" AND ("a blue star" OR fox) NOT "a black shape"\'. '
+            "docs/expressions.md describes it.",
         ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Where the picture goes; several get numbers.")] = Path(
         "composed.png"
     ),
     steps: Annotated[int | None, typer.Option(help="Network calls; the model's default where absent.")] = None,
-    guidance: Annotated[float | None, typer.Option(help="1 for none; the model's default where absent.")] = None,
+    guidance: Annotated[
+        float | None,
+        typer.Option(help="1 for none; where absent the model's default, times the prompts that must hold together."),
+    ] = None,
+    guidance_start: Annotated[
+        float | None,
+        typer.Option(help="Share of the steps that are first taken without guidance; the operator's where absent."),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Drawn where absent.")] = None,
     images: Annotated[int, typer.Option("--images", "-n", help="How many.", min=1)] = 1,
+    candidates: Annotated[
+        int, typer.Option(help="Pictures that are drawn for each one that is written: the best.", min=1)
+    ] = default(SamplingParams, "candidates"),
+    select: Annotated[
+        Select | None, typer.Option(help="What candidates are chosen by: lift at no cost, density on fresh noise.")
+    ] = None,
+    particles: Annotated[
+        int, typer.Option(help="Samples for each candidate, reweighted to follow the expression's density.", min=1)
+    ] = default(SamplingParams, "particles"),
     kernel: Annotated[Kernel | None, typer.Option(help="Transition kernel; the model's default where absent.")] = None,
     negative: Annotated[str, typer.Option(help="What guidance leads away from.")] = "",
-    temperature: Annotated[float, typer.Option(help="OR's temperature.")] = 1.0,
     catalog: CatalogOption = None,
     device: DeviceOption = None,
 ) -> None:
     """Compose pictures without a service."""
-    import secrets
-
     from PIL import Image
     from tqdm import tqdm
 
-    from pipelines.params import SEED_LIMIT, SamplingParams, image_seed
+    from pipelines.plan import make_plan
     from pipelines.sampler import sample
 
     with told():
         check_output(out)
         held = open_catalog(catalog, device)
-        expression = parse_words(words, held.names, temperature)
-        defaults = held.defaults(leaves(expression)[0].model)
+        written = from_text(text, held.names)
+        expression = written.expression
+        defaults = held.defaults(expression)
         params = SamplingParams(
             steps=defaults.steps if steps is None else steps,
             guidance_scale=defaults.guidance_scale if guidance is None else guidance,
-            seed=secrets.randbelow(SEED_LIMIT) if seed is None else seed,
+            guidance_start=defaults.guidance_start if guidance_start is None else guidance_start,
+            seed=drawn_seed(seed),
             num_images=images,
             kernel=kernel or defaults.kernel,
             negative_prompt=negative,
+            candidates=candidates,
+            select=select or default(SamplingParams, "select"),
+            particles=particles,
         )
         names = dict.fromkeys(leaf.model for leaf in leaves(expression))
         models = {name: held.get(name) for name in names}
-        with tqdm(total=params.steps, unit="step") as bar:
-            bounds = [rows for name in names if (rows := held.entry(name).forward_rows)]
+        bounds = [rows for name in names if (rows := held.entry(name).forward_rows)]
+        with written.located():
+            plan = make_plan(expression, params, {name: model.card for name, model in models.items()})
+        with tqdm(total=plan.calls, unit="step") as bar:
             samples = sample(expression, params, models, lambda _: bar.update(), min(bounds, default=None))
-        pictures = models[leaves(expression)[0].model].decode(samples.z)
+        pictures = models[lead(expression)].decode(samples.z)
     for i, picture in enumerate(pictures):
         path = out if images == 1 else out.with_stem(f"{out.stem}-{i}")
         pixels = picture.permute(1, 2, 0).mul(255).round().byte().cpu().numpy()
         Image.fromarray(pixels).save(path)
-        density = ", ".join(f"{value:.1f}" for value in samples.log_density[i].tolist())
-        typer.echo(f"{path}  seed {image_seed(params.seed, i)}  log-densities {density} nats")
+        typer.echo(f"{path}  seed {image_seed(params.seed, i)}" + _chosen(params, samples, i))
+        told_of = zip(leaf_names(leaves(expression)), samples.log_density[i], samples.lift[i], strict=True)
+        for name, density, lift in told_of:
+            typer.echo(f"  {name}: log-density {_nats(density)}, lift {_nats(lift)}")
+
+
+def _chosen(params: SamplingParams, samples: "Samples", image: int) -> str:
+    """Which candidate an image is, and how many particles it comes from, where there were several."""
+    candidate = f"  candidate {samples.candidate[image] + 1} of {params.candidates}" if params.candidates > 1 else ""
+    left = f"  {samples.survivors[image]} of {params.particles} particles left" if params.particles > 1 else ""
+    return candidate + left
+
+
+def _nats(value: "Tensor") -> str:
+    return f"{value:.1f} nats" if value.isfinite() else "unknown"
 
 
 @app.command()
 def calibrate(
     name: Annotated[str, typer.Argument(help="A model of the catalogue.")],
     prompt: Annotated[list[str] | None, typer.Option(help="What to sample; repeat for more. Empty by default.")] = None,
-    images: Annotated[int, typer.Option(help="Samples to measure on.", min=2)] = 64,
-    steps: Annotated[int, typer.Option(help="Steps to draw them with.", min=1)] = 50,
+    images: Annotated[int, typer.Option(help="Samples to measure on.", min=2)] = calibration.IMAGES,
+    steps: Annotated[int, typer.Option(help="Steps to draw them with.", min=1)] = calibration.STEPS,
     catalog: CatalogOption = None,
     device: DeviceOption = None,
 ) -> None:
     """Measure a model's denoising error m(σ) on its own samples, and store it in the model's folder."""
-    from pipelines.calibration import FORWARD_ROWS, calibrate_on_own_samples
     from pipelines.families.folder import calibration_path, write_calibration
 
     with told():
         held = open_catalog(catalog, device)
-        rows = min(FORWARD_ROWS, held.entry(name).forward_rows or FORWARD_ROWS)
-        curve = calibrate_on_own_samples(held.get(name), prompt or [""], images=images, steps=steps, forward_rows=rows)
+        rows = min(calibration.FORWARD_ROWS, held.entry(name).forward_rows or calibration.FORWARD_ROWS)
+        curve = calibration.calibrate_on_own_samples(
+            held.get(name), prompt or [""], images=images, steps=steps, forward_rows=rows
+        )
         path = calibration_path(held.source(name))
         write_calibration(path, curve)
     typer.echo(f"{path}: m(σ) at {len(curve.sigmas)} levels, from {curve.values[0]:.3g} to {curve.values[-1]:.3g}")
@@ -164,30 +207,6 @@ def check_output(path: Path) -> None:
         raise InvalidInputError(f"--out {path}: cannot be written: {error.strerror}", field=("out",)) from error
     if path.is_dir() or not os.access(path.parent, os.W_OK):
         raise InvalidInputError(f"--out {path}: cannot be written", field=("out",))
-
-
-def parse_words(words: Sequence[str], names: Sequence[str], temperature: float = 1.0) -> Expression:
-    """["a red circle", "and", "a blue star"] → the expression; prompts and operators alternate.
-
-    Raises:
-        InvalidInputError: The words do not alternate, or the operators differ.
-    """
-    prompts, operators = words[::2], {word.lower() for word in words[1::2]}
-    allowed = ", ".join(_OPERATORS)
-    if len(words) % 2 == 0 or not operators <= set(_OPERATORS) or len(operators) > 1:
-        detail = f"prompts must stand with one and the same operator between them; operators are {allowed}"
-        raise InvalidInputError(detail, field=("words",))
-    terms = tuple(_term(prompt, names) for prompt in prompts)
-    if not operators:
-        return terms[0]
-    (operator,) = operators
-    return Or(terms, temperature) if operator == "or" else _OPERATORS[operator](terms)
-
-
-def _term(text: str, names: Sequence[str]) -> Prompt:
-    """PROMPT@MODEL, or a prompt to the first model; an @ before anything else belongs to the prompt."""
-    prompt, at, model = text.rpartition("@")
-    return Prompt(prompt.strip(), model) if at and model in names else Prompt(text, names[0])
 
 
 if __name__ == "__main__":

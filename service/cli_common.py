@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from pipelines.catalog import Catalog
 from pipelines.errors import InvalidInputError, PipelineError
+from pipelines.grammar import GrammarError, UnknownModelInTextError
 from service.settings import Settings
 
 DEFAULT_CATALOG: Final = Path("superdiff.toml")
@@ -50,4 +51,6 @@ def told() -> Iterator[None]:
         yield
     except PipelineError as error:
         typer.secho(f"superdiff: {error}", fg="red", err=True)
+        if isinstance(error, GrammarError | UnknownModelInTextError):
+            typer.echo(error.pointer_text, err=True)
         raise typer.Exit(2) from error

@@ -7,10 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
+from pipelines.card import Card
 from pipelines.catalog import Catalog
 from pipelines.entry import Entry, cannot_be_source
 from pipelines.errors import CatalogError, PipelineError
-from pipelines.model import Card
 from service.cli_common import (
     DEFAULT_CATALOG,
     CatalogOption,

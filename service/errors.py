@@ -5,12 +5,12 @@ import math
 import uuid
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
 from pipelines.errors import (
@@ -22,11 +22,13 @@ from pipelines.errors import (
     PipelineError,
     UnknownModelError,
 )
+from pipelines.grammar import GrammarError, UnknownModelInTextError
 from service.engine.job import CancelledJobError, DeadlineError, EngineStoppedError
 from service.engine.scheduler import QueueFullError
 from service.idempotency import IdempotencyError
 from service.pictures import PictureTooLargeError
 from service.registry import UnknownJobError
+from service.schemas.fields import within_sentence
 
 MEDIA_TYPE: Final = "application/problem+json"
 _LOG: Final = logging.getLogger(__name__)
@@ -37,6 +39,9 @@ class FieldProblem(BaseModel):
 
     pointer: str
     detail: str
+    column: Annotated[
+        int | None, Field(description="Where in an expression's text, in characters; the first is 1.")
+    ] = None
 
 
 class Problem(BaseModel):
@@ -113,7 +118,8 @@ def describe(error: Exception, instance: str, reference: str | None = None) -> P
         return Problem(title=status.phrase, status=status, detail=detail, instance=instance)
     document = Problem(title=status.phrase, status=status, detail=str(error), instance=instance)
     if isinstance(error, InvalidInputError | UnknownModelError) and error.field:
-        document.errors = [FieldProblem(pointer=pointer(error.field), detail=str(error))]
+        column = error.column if isinstance(error, GrammarError | UnknownModelInTextError) else None
+        document.errors = [FieldProblem(pointer=pointer(error.field), detail=str(error), column=column)]
     if isinstance(error, QueueFullError):
         document.queue_position = error.waiting
     return document
@@ -135,7 +141,7 @@ def install(app: FastAPI) -> None:
     async def http(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
         if isinstance(error.__cause__, Exception) and error.status_code == HTTPStatus.BAD_REQUEST:
-            return _unreadable(request)  # FastAPI has one sentence for whatever json.loads raises
+            return _unreadable(request, error.__cause__)  # FastAPI has one sentence for whatever json.loads raises
         return problem(request, HTTPStatus(error.status_code), error.detail, headers=error.headers)
 
     for kind in STATUS:
@@ -145,12 +151,15 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(Exception, known)
 
 
-def _unreadable(request: Request) -> JSONResponse:
-    """415 for a compressed body; 400 for one of broken text, endless nesting, or numbers of thousands of digits."""
+def _unreadable(request: Request, cause: Exception) -> JSONResponse:
+    """415 for a compressed body, 422 for endless nesting, 400 for broken text or numbers of thousands of digits."""
     if "content-encoding" in request.headers:
         detail = "the body must be sent as it is, without Content-Encoding"
         return problem(request, HTTPStatus.UNSUPPORTED_MEDIA_TYPE, detail)
-    detail = "the body cannot be read: it must be JSON in UTF-8, not nested without end, its numbers of few digits"
+    if isinstance(cause, RecursionError):
+        detail = "the body is nested far deeper than any request may be"
+        return problem(request, HTTPStatus.UNPROCESSABLE_ENTITY, detail)
+    detail = "the body cannot be read: it must be JSON in UTF-8, its numbers of few digits"
     return problem(request, HTTPStatus.BAD_REQUEST, detail)
 
 
@@ -179,5 +188,4 @@ def _path(fault: Mapping[str, Any]) -> list[str | int]:
 def _told(fault: Mapping[str, Any]) -> str:
     if fault["type"] == "extra_forbidden":
         return "there is no such field"
-    message = str(fault["msg"])
-    return message[:1].lower() + message[1:]
+    return within_sentence(str(fault["msg"]))

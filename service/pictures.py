@@ -4,6 +4,7 @@ import base64
 import binascii
 import io
 import re
+from enum import StrEnum
 from typing import Final
 
 import numpy as np
@@ -22,6 +23,26 @@ _READ: Final = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 _DATA_URI: Final = re.compile(r"data:[\w.+-]+/[\w.+-]+(;[\w.+=-]+)*;base64,", re.ASCII)
 
 
+# The ends of a diverging scale around white: blue below 0, red above (ColorBrewer's RdBu, readable without telling red
+# from green).
+_BELOW: Final = (33, 102, 172)
+_ABOVE: Final = (178, 24, 43)
+_MAP_SIDE: Final = 64
+
+
+class ImageFormat(StrEnum):
+    """The picture formats that a request may ask for."""
+
+    PNG = "png"
+    JPEG = "jpeg"
+    WEBP = "webp"
+
+    @property
+    def media_type(self) -> str:
+        """Its name in Accept and Content-Type."""
+        return f"image/{self.value}"
+
+
 class PictureTooLargeError(InvalidInputError):
     """A picture of more pixels than the service takes."""
 
@@ -36,6 +57,23 @@ def encode_picture(pixels: NDArray[np.uint8], image_format: str) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, image_format, **_OPTIONS[image_format])
     return buffer.getvalue()
+
+
+def diverging_picture(cells: NDArray[np.floating], scale: float) -> NDArray[np.uint8]:
+    """Numbers as colours: white at 0, red at ``scale`` and above, blue at ``-scale`` and below.
+
+    Args:
+        cells: (height, width) finite numbers.
+        scale: The number of the full colours; 0 for cells that are all 0.
+
+    Returns:
+        (height, width, 3) RGB; every cell is a square of pixels, as many as make the shorter side at least 64.
+    """
+    share = np.clip(cells / scale, -1, 1) if scale > 0 else np.zeros_like(cells)
+    ends = np.where(share[..., None] < 0, np.array(_BELOW), np.array(_ABOVE))
+    colours = np.asarray(np.rint(255 + np.abs(share)[..., None] * (ends - 255)), np.uint8)
+    side = -(-_MAP_SIDE // min(cells.shape))
+    return colours.repeat(side, axis=0).repeat(side, axis=1)
 
 
 def decode_picture(text: str, field: str, max_pixels: int) -> Image.Image:

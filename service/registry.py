@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from service.engine.job import Job
-from service.schemas import AndRequest, OrRequest
+from service.pictures import ImageFormat
 
 
 class UnknownJobError(Exception):
@@ -15,10 +15,17 @@ class UnknownJobError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A job and the request that asked for it."""
+    """A job and how its pictures are wanted.
+
+    Attributes:
+        job: The job.
+        image_format: Of its pictures.
+        by_url: Whether answers tell where to fetch pictures instead of holding them.
+    """
 
     job: Job
-    body: OrRequest | AndRequest
+    image_format: ImageFormat = ImageFormat.PNG
+    by_url: bool = False
 
 
 class Registry:

@@ -31,10 +31,13 @@ class Settings(BaseSettings):
     ] = 2.0
     keep_s: Annotated[float, Field(ge=0, description="Seconds that finished jobs can be asked for.")] = 600.0
     keep_bytes: Annotated[int, Field(ge=0, description="Bytes that they may hold, all together.")] = 512 << 20
+    max_job_rows: Annotated[int, Field(ge=1, description="Network rows of one step of one request.")] = 2048
     max_job_work: Annotated[int, Field(ge=1, description="Network rows of one request, over all its steps.")] = 200_000
     max_timeout_s: Annotated[float, Field(gt=0, description="The longest time of a request, and the default.")] = 3600.0
     max_body_bytes: Annotated[int, Field(ge=1024, description="Largest request body.")] = 32 << 20
-    max_pixels: Annotated[int, Field(ge=1, description="Largest picture, in pixels, times images.")] = 16 << 20
+    max_pixels: Annotated[
+        int, Field(ge=1, description="Largest picture, in pixels, times images, candidates and particles.")
+    ] = 16 << 20
     grace_s: Annotated[float, Field(ge=0, description="Seconds that running jobs get at shutdown.")] = 30.0
 
     @property

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from scipy import ndimage
 
-from pipelines.model import Card
+from pipelines.card import Card
 from service.engine.job import Source
 
 Fit = Literal["crop", "pad", "stretch"]

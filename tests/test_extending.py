@@ -3,6 +3,7 @@
 import importlib.util
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from pipelines import entry
 from pipelines.catalog import Catalog
 from pipelines.composition import And, Or, Prompt
 from pipelines.errors import InvalidInputError
+from pipelines.kernel import Kernel
 from pipelines.params import SamplingParams
 from pipelines.sampler import sample
 
@@ -56,6 +58,8 @@ def test_the_example_loads_and_composes(family, tmp_path):
     for expression in (three, Or((three, seven)), And((three, seven))):
         samples = sample(expression, params, models)
         assert catalog.get("digits").decode(samples.z).shape == (2, 3, 8, 8)
+    flow = replace(params, kernel=Kernel.PROBABILITY_FLOW)
+    assert sample(Or((three, seven)), flow, models).log_density.isfinite().all()
     alone, other = (sample(prompt, params, models).z for prompt in (three, seven))
     assert not torch.equal(alone, other)
     with pytest.raises(InvalidInputError, match="a prompt must be a class, 0 to 9, got '10'"):

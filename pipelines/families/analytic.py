@@ -1,4 +1,4 @@
-r"""Gaussian mixtures as models: every quantity is exact, so they are the truth that samplers are tested against."""
+r"""Gaussian mixtures as models: every quantity is exact, so samplers are tested against them."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from pipelines.card import Card, DataSpace, Shape
 from pipelines.errors import InvalidInputError
 from pipelines.kernel import DenoisingError
-from pipelines.model import Card, Condition, DataSpace, Shape
+from pipelines.model import Condition
 from pipelines.noise import karras_sigmas
-from pipelines.prediction import Prediction, from_denoised, to_denoised
+from pipelines.prediction import Prediction, from_denoised, per_sample, to_noise
 
 
 class GaussianMixture:
@@ -19,7 +20,7 @@ class GaussianMixture:
     Args:
         means: (K, D).
         stds: (K,) s_k, or one number for all.
-        weights: (K,) π_k, normalised here; None for equal ones.
+        weights: (K,) π_k, normalised here; None for equal weights.
     """
 
     def __init__(self, means: Tensor, stds: Tensor | float, weights: Tensor | None = None) -> None:
@@ -63,6 +64,23 @@ class GaussianMixture:
         """E[x | z] = z + σ² ∇ log q_σ(z), by Tweedie's formula; (B, D) float64."""
         return z.double() + sigma.double().unsqueeze(1) ** 2 * self.score(z, sigma)
 
+    def differentiate_score(self, z: Tensor, sigma: Tensor, direction: Tensor) -> Tensor:
+        """(∇² log q_σ(z)) e, (B, D) float64.
+
+        Args:
+            z: (B, D).
+            sigma: (B,).
+            direction: (B, D) e.
+        """
+        joint, variance = self._joint(z, sigma)
+        share, e = joint.softmax(1), direction.double()
+        # The scores of the modes are a_k = (μ_k − z)/variance_k: ∇² log q = Σ share_k (a_k a_kᵀ − I/variance_k) − s sᵀ.
+        modes = (self.means.unsqueeze(0) - z.double().unsqueeze(1)) / variance.unsqueeze(2)
+        score = (share.unsqueeze(2) * modes).sum(1)
+        along = share * (modes * e.unsqueeze(1)).sum(2)
+        curved = (along.unsqueeze(2) * modes).sum(1) - score * (score * e).sum(1, keepdim=True)
+        return curved - (share / variance).sum(1, keepdim=True) * e
+
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
         """(count, D) exact samples of p."""
         picked = torch.multinomial(self.log_weights.exp(), count, replacement=True, generator=generator)
@@ -71,14 +89,14 @@ class GaussianMixture:
 
 
 class AnalyticModel:
-    """A mixture behind the protocol of a trained model.
+    """A mixture with the interface of a trained model.
 
-    With a prediction type it goes the way of a network of that kind: its output is formed and turned back into x̂0.
+    With a prediction type it acts as a network of that type: x̂0 is converted to the network's output and back.
 
     Args:
         mixture: The unconditional density.
-        prompts: The densities of the prompts that it knows.
-        prediction: As what kind of network it answers; None for x̂0 itself.
+        prompts: The densities under the prompts that it knows.
+        prediction: The prediction type that it acts as; None for x̂0 itself.
         error: m(σ); None for the Gaussian fallback at ``std``.
         sigma_min: The smallest level.
         sigma_max: The largest.
@@ -113,7 +131,7 @@ class AnalyticModel:
 
     @property
     def card(self) -> Card:
-        """What it is."""
+        """What is known about it."""
         return self._card
 
     @property
@@ -123,48 +141,55 @@ class AnalyticModel:
 
     @property
     def networks(self) -> Sequence[torch.nn.Module]:
-        """None: it is a formula."""
+        """None: a mixture is a formula."""
         return ()
 
     def encode_prompts(self, texts: Sequence[str], adapters: Mapping[str, float] | None = None) -> Condition:
-        """The index of each prompt's density; :class:`InvalidInputError` for a prompt that it does not know."""
+        """The index of each prompt's density; raises :class:`InvalidInputError` for an unknown prompt."""
         for text in texts:
             if text not in self._densities:
                 detail = f"this model knows only the prompts {', '.join(map(repr, self._order))}; got {text!r}"
                 raise InvalidInputError(detail, field=("prompt",))
         return {"density": torch.tensor([self._order.index(text) for text in texts])}
 
-    def denoised(self, z: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
-        """E[x | z] under each row's density."""
+    def predict_noise(self, z: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
+        """(z − E[x | z]) / σ under each row's density."""
         estimate = torch.empty(z.shape, dtype=torch.float64)
         for index in condition["density"].unique().tolist():
             rows = condition["density"] == index
             estimate[rows] = self._densities[self._order[index]].denoised(z[rows], sigma[rows])
         if self._prediction is not None:
             output = from_denoised(self._prediction, estimate, z.double(), sigma)
-            estimate = to_denoised(self._prediction, output, z.double(), sigma)
-        return estimate.to(z)
+            return to_noise(self._prediction, output, z.double(), sigma).to(z)
+        return ((z.double() - estimate) / per_sample(sigma, estimate)).to(z)
+
+    def differentiate_noise(
+        self, z: Tensor, sigma: Tensor, condition: Condition, direction: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """ε̂ = −σ s and (∂ε̂/∂z) e = −σ (∇² log q) e, in closed form."""
+        derivative = torch.empty(z.shape, dtype=torch.float64)
+        for index in condition["density"].unique().tolist():
+            rows = condition["density"] == index
+            density = self._densities[self._order[index]]
+            derivative[rows] = density.differentiate_score(z[rows], sigma[rows], direction[rows])
+        return self.predict_noise(z, sigma, condition), (-per_sample(sigma, derivative) * derivative).to(z)
 
     def own_sigmas(self, steps: int, shape: Shape) -> Tensor:
         """Karras' grid."""
         return karras_sigmas(steps, self._card.sigma_min, self._card.sigma_max)
 
-    def sample_shape(self, width: int, height: int) -> Shape:
-        """(D,) whatever the size."""
-        return (self._card.space.channels,)
-
     def decode(self, z: Tensor) -> Tensor:
-        """Vectors are no pictures: :class:`InvalidInputError`."""
+        """Raises :class:`InvalidInputError`: vectors are not pictures."""
         raise InvalidInputError("an analytic mixture has vectors, not pictures", field=("model",))
 
     def preview(self, z: Tensor) -> Tensor:
-        """As :meth:`decode`."""
+        """See :meth:`decode`."""
         return self.decode(z)
 
     def encode(self, images: Tensor) -> Tensor:
-        """Pictures are no vectors: :class:`InvalidInputError`."""
+        """Raises :class:`InvalidInputError`: pictures are not vectors."""
         raise InvalidInputError("an analytic mixture has vectors, not pictures", field=("model",))
 
     def painted(self, shape: Shape, image: Tensor | None = None, mask: Tensor | None = None) -> Condition:
-        """Nothing."""
+        """{}: it does not inpaint."""
         return {}

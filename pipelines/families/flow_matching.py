@@ -11,7 +11,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, StableDiffusion3Pipeline
 from torch import Tensor
 
-from pipelines.errors import InvalidInputError
+from pipelines.card import Guidance, Shape
 from pipelines.families.folder import (
     calibration_path,
     load_pipeline,
@@ -19,11 +19,11 @@ from pipelines.families.folder import (
     skips_no_layers,
 )
 from pipelines.families.latent import LatentCodec, LatentModel, latent_card
-from pipelines.families.lora import Wardrobe
+from pipelines.families.lora import LoraAdapters
 from pipelines.kernel import DenoisingError
-from pipelines.model import DEFAULT_OPTIONS, Condition, Guidance, LoadOptions, Shape
+from pipelines.model import DEFAULT_OPTIONS, Condition, LoadOptions
 from pipelines.noise import SIGMA_LIMIT, Grid, flow_sigma, flow_time
-from pipelines.prediction import Prediction, network_input, to_denoised
+from pipelines.prediction import Prediction, network_input, to_noise
 
 _TIMESTEPS: Final = 1000.0
 _SIGMA_MIN: Final = 1e-3
@@ -34,8 +34,9 @@ class FlowPath:
     """The noise levels of a flow-matching model.
 
     Args:
-        scheduler: Its own; the grids are those that it sets.
-        from_one: Whether the model's pipeline gives it the times 1 to 1/N to shift, or leaves them to it.
+        scheduler: The model's own, which sets the grids.
+        from_one: Whether the model's pipeline passes the times 1 to 1/N to the scheduler, which shifts them; otherwise
+            the scheduler chooses the times.
     """
 
     sigma_min: Final = _SIGMA_MIN
@@ -45,11 +46,11 @@ class FlowPath:
         self._scheduler, self._from_one = scheduler, from_one
 
     def own_sigmas(self, steps: int, tokens: int) -> Tensor:
-        """Times equally spaced, shifted as the model's scheduler shifts them for this many tokens.
+        """Equally spaced times, shifted as the model's scheduler shifts them for this number of tokens.
 
         References:
             Scaling Rectified Flow Transformers for High-Resolution Image Synthesis (Esser et al., ICML 2024), section
-            5.3.2, for why they are; diffusers' FlowMatchEulerDiscreteScheduler and calculate_shift for how.
+            5.3.2, for the reason; diffusers' FlowMatchEulerDiscreteScheduler and calculate_shift for the method.
         """
         scheduler = copy.deepcopy(self._scheduler)
         config = scheduler.config
@@ -62,14 +63,15 @@ class FlowPath:
         sigmas = flow_sigma(scheduler.sigmas.double())[:-1].clamp(min=self.sigma_min)
         beyond = int((sigmas >= self.sigma_max).sum())
         if 0 < beyond < len(sigmas):
-            # Times next to 1 are σ beyond all use: as many levels from the largest σ down to the first below it.
+            # Times close to 1 give σ far above the useful range. The same number of levels is placed from the largest
+            # usable σ down to the first one below it.
             ends = math.log(self.sigma_max), float(sigmas[beyond].log())
             sigmas[1 : beyond + 1] = torch.linspace(*ends, beyond + 1, dtype=torch.float64)[1:].exp()
         return torch.cat([sigmas.clamp(max=self.sigma_max), sigmas.new_zeros(1)])
 
 
 class _FlowModel(LatentModel):
-    """What both have in common."""
+    """The common part of Stable Diffusion 3 and Flux."""
 
     def __init__(
         self,
@@ -81,11 +83,12 @@ class _FlowModel(LatentModel):
         guidance: Guidance,
         side: int,
         cell: int,
+        max_cells: int | None = None,
     ) -> None:
         self._pipeline, self._transformer, self._path = pipeline, pipeline.transformer, path
         skips_no_layers(options)
         codec = LatentCodec(pipeline.vae, options.space, tiling=options.tiling)
-        wardrobe = Wardrobe(pipeline, options.loras)
+        loras = LoraAdapters(pipeline, options.loras)
         card = latent_card(
             codec,
             [self._transformer, pipeline.vae, *self._encoders],
@@ -94,11 +97,12 @@ class _FlowModel(LatentModel):
             options,
             side=(side, side),
             cell=cell,
-            adapters=wardrobe.names,
+            adapters=loras.names,
             guidance=guidance,
             grid=Grid.OWN,
+            max_cells=max_cells,
         )
-        super().__init__(codec, card, self._transformer, wardrobe, options)
+        super().__init__(codec, card, self._transformer, loras, options)
         self._cell = cell
 
     @property
@@ -107,17 +111,17 @@ class _FlowModel(LatentModel):
         return [encoder for name in names if (encoder := getattr(self._pipeline, name, None)) is not None]
 
     def own_sigmas(self, steps: int, shape: Shape) -> Tensor:
-        """Times equally spaced, shifted by the pictures' size."""
+        """Equally spaced times, shifted for the pictures' size."""
         return self._path.own_sigmas(steps, shape[1] // self._cell * (shape[2] // self._cell))
 
 
 class StableDiffusion3(_FlowModel):
-    """A transformer over latents and the states of up to three text encoders, which attend to one another.
+    """A transformer with joint attention over latents and the states of up to three text encoders.
 
     Args:
-        pipeline: Its parts, loaded; the third encoder (T5) may be missing.
+        pipeline: The loaded parts; the third encoder (T5) may be missing.
         error: Its measured m(σ), None for the Gaussian fallback.
-        options: How it is to be loaded.
+        options: How to load it.
     """
 
     def __init__(
@@ -128,29 +132,27 @@ class StableDiffusion3(_FlowModel):
     ) -> None:
         config = pipeline.transformer.config
         path = FlowPath(pipeline.scheduler, from_one=False)
-        guidance = Guidance.CLASSIFIER_FREE
         super().__init__(
-            pipeline, path, error, options, guidance=guidance, side=config.sample_size, cell=config.patch_size
+            pipeline,
+            path,
+            error,
+            options,
+            guidance=Guidance.CLASSIFIER_FREE,
+            side=config.sample_size,
+            cell=config.patch_size,
+            # The transformer's table of positions has this many patches along a side.
+            max_cells=config.pos_embed_max_size * config.patch_size,
         )
 
     @classmethod
     def load(
         cls, source: Path, device: torch.device, dtype: torch.dtype, options: LoadOptions = DEFAULT_OPTIONS
     ) -> Self:
-        """Load a folder or a file of safetensors; :meth:`Catalog.get` says what is raised where it cannot be."""
+        """Load a folder or a single file of safetensors; :meth:`Catalog.get` lists the errors."""
         with_t5 = source.is_file() or (source / "text_encoder_3").exists()
         without = {} if with_t5 else {"text_encoder_3": None, "tokenizer_3": None}
         pipeline = load_pipeline(StableDiffusion3Pipeline, source, device, dtype, options, **without)
         return cls(pipeline, read_calibration(calibration_path(source)), options)
-
-    def sample_shape(self, width: int, height: int) -> Shape:
-        """As :meth:`LatentModel.sample_shape`, and no larger than the transformer's table of positions."""
-        config = self._transformer.config
-        most = config.pos_embed_max_size * config.patch_size * self._codec.factor
-        for name, side in (("width", width), ("height", height)):
-            if side > most:
-                raise InvalidInputError(f"{name} must be at most {most} for this model, got {side}", field=(name,))
-        return super().sample_shape(width, height)
 
     def _encode(self, texts: Sequence[str]) -> Condition:
         """All encoders' states in one sequence, (R, tokens, width), and the CLIP encoders' pooled ones, (R, widths).
@@ -163,8 +165,8 @@ class StableDiffusion3(_FlowModel):
         )
         return {"encoder_hidden_states": states, "pooled_projections": pooled}
 
-    def _denoised(self, z: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
-        """x̂0 by one forward of the transformer, every row at its own time."""
+    def _predict_noise(self, z: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
+        """ε̂ by one forward of the transformer, each row at its own time."""
         x = network_input(Prediction.FLOW, z, sigma).to(self._dtype)
         output = self._transformer(
             hidden_states=x,
@@ -172,7 +174,7 @@ class StableDiffusion3(_FlowModel):
             return_dict=False,
             **condition,
         )[0]
-        return to_denoised(Prediction.FLOW, output.to(z.dtype), z, sigma)
+        return to_noise(Prediction.FLOW, output.to(z.dtype), z, sigma)
 
 
 class Flux(_FlowModel):
@@ -181,9 +183,9 @@ class Flux(_FlowModel):
     Its guidance is distilled (FLUX.1-dev: the scale is an input) or absent (FLUX.1-schnell).
 
     Args:
-        pipeline: Its parts, loaded.
+        pipeline: The loaded parts.
         error: Its measured m(σ), None for the Gaussian fallback.
-        options: How it is to be loaded.
+        options: How to load it.
     """
 
     def __init__(
@@ -198,7 +200,7 @@ class Flux(_FlowModel):
     def load(
         cls, source: Path, device: torch.device, dtype: torch.dtype, options: LoadOptions = DEFAULT_OPTIONS
     ) -> Self:
-        """Load a folder or a file of safetensors; :meth:`Catalog.get` says what is raised where it cannot be."""
+        """Load a folder or a single file of safetensors; :meth:`Catalog.get` lists the errors."""
         pipeline = load_pipeline(FluxPipeline, source, device, dtype, options)
         return cls(pipeline, read_calibration(calibration_path(source)), options)
 
@@ -211,8 +213,8 @@ class Flux(_FlowModel):
         states, pooled, _ = self._pipeline.encode_prompt(list(texts), None, device=self.device)
         return {"encoder_hidden_states": states, "pooled_projections": pooled}
 
-    def _denoised(self, z: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
-        """x̂0 by one forward of the transformer, every row at its own time."""
+    def _predict_noise(self, z: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
+        """ε̂ by one forward of the transformer, each row at its own time."""
         x = network_input(Prediction.FLOW, z, sigma).to(self._dtype)
         rows, height, width = len(z), z.shape[2] // _PATCH, z.shape[3] // _PATCH
         places = torch.cartesian_prod(torch.zeros(1, dtype=torch.long), torch.arange(height), torch.arange(width)).to(x)
@@ -226,11 +228,11 @@ class Flux(_FlowModel):
             **({"guidance": None} | dict(condition)),
         )[0]
         unpacked = output.reshape(rows, height, width, -1, _PATCH, _PATCH).permute(0, 3, 1, 4, 2, 5).reshape(z.shape)
-        return to_denoised(Prediction.FLOW, unpacked.to(z.dtype), z, sigma)
+        return to_noise(Prediction.FLOW, unpacked.to(z.dtype), z, sigma)
 
 
 def _packed(x: Tensor) -> Tensor:
-    """(R, c, h, w) → (R, h/2 · w/2, 4c): every 2×2 patch one token, as Flux orders its numbers."""
+    """(R, c, h, w) → (R, h/2 · w/2, 4c): each 2×2 patch becomes one token, in Flux's order."""
     rows, channels, height, width = x.shape
     patches = x.reshape(rows, channels, height // _PATCH, _PATCH, width // _PATCH, _PATCH)
     return patches.permute(0, 2, 4, 1, 3, 5).reshape(rows, -1, channels * _PATCH**2)

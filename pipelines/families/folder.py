@@ -1,4 +1,4 @@
-"""What families that live in a diffusers folder share: reading it safely, its data space, its calibration."""
+"""Common to families that are stored as diffusers folders: safe loading, the data space, the calibration."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ from pipelines.prediction import Prediction
 
 CALIBRATION_FILE: Final = "calibration.json"
 _VARIANCE_PRESERVING: Final = (Prediction.EPSILON, Prediction.V, Prediction.SAMPLE)
-_SAYS_NOTHING_OF_DECODING: Final = {"sample_size", "force_upcast"}
+_IRRELEVANT_TO_DECODING: Final = {"sample_size", "force_upcast"}
 _FINGERPRINTS: Final[WeakKeyDictionary[ConfigMixin, str]] = WeakKeyDictionary()
 _P = TypeVar("_P", bound=DiffusionPipeline)
 
@@ -36,11 +36,11 @@ def load_pipeline(
     Args:
         kind: The pipeline's class.
         source: A folder in diffusers' layout, or a single .safetensors file in the layout of the original code.
-        device: Where it goes.
+        device: The device to load it to.
         dtype: The type to compute in.
-        options: How it is to be loaded; without a configuration, diffusers looks for a single file's in its cache and
-            on the hub.
-        parts: Parts that are given instead of read.
+        options: How to load it; if they name no configuration for a single file, diffusers looks for one in its cache
+            and on the hub.
+        parts: Parts that are passed instead of read.
     """
     parts = shared_parts(source, dtype, device, options) | parts
     pipeline = _read(kind, source, dtype, options.config, parts)
@@ -57,7 +57,7 @@ def load_pipeline(
 
 
 def _read(kind: type[_P], source: Path, dtype: torch.dtype, config: Path | None, parts: dict[str, Any]) -> _P:
-    # An autoencoder is known by its weights in float16, which those in bfloat16 no longer tell.
+    # The fingerprint is of the weights in float16, to which bfloat16 has lost too many digits: cast after it is taken.
     coarse = dtype is torch.bfloat16
     if source.is_file():
         check_whole(source)
@@ -66,7 +66,7 @@ def _read(kind: type[_P], source: Path, dtype: torch.dtype, config: Path | None,
         return single
     variant = _variant(source)
     for file in source.glob("*/*.safetensors"):
-        # "model.fp16.safetensors" is of a variant, "model-00001-of-00002.safetensors" of none.
+        # "model.fp16.safetensors" belongs to a variant, "model-00001-of-00002.safetensors" does not.
         if (f".{variant}" in file.stem) if variant else ("." not in file.stem):
             check_whole(file)
     whole: _P = kind.from_pretrained(
@@ -81,10 +81,10 @@ def _read(kind: type[_P], source: Path, dtype: torch.dtype, config: Path | None,
 
 
 def shared_parts(source: Path, dtype: torch.dtype, device: torch.device, options: LoadOptions) -> dict[str, Any]:
-    """The autoencoder and text encoders that another model has loaded from the very same files, ready to be given.
+    """The autoencoder and text encoders that another model has loaded from files of the same content, by part.
 
-    A text encoder is not shared by a model with LoRAs or clip skip, which change it, nor an autoencoder between tiling
-    and not.
+    Models with LoRAs or clip skip change their text encoders and so share none; an autoencoder with tiling is not
+    shared with a model without.
     """
     found = {part: options.parts.get(key) for part, key in _part_keys(source, dtype, device, options).items()}
     return {part: module for part, module in found.items() if module is not None}
@@ -93,7 +93,7 @@ def shared_parts(source: Path, dtype: torch.dtype, device: torch.device, options
 def share_parts(
     pipeline: DiffusionPipeline, source: Path, dtype: torch.dtype, device: torch.device, options: LoadOptions
 ) -> None:
-    """Offer a loaded pipeline's autoencoder and text encoders to the models that are loaded after it."""
+    """Register a loaded pipeline's autoencoder and text encoders for the models that are loaded after it."""
     for part, key in _part_keys(source, dtype, device, options).items():
         if part in pipeline.components:
             options.parts.setdefault(key, pipeline.components[part])
@@ -120,22 +120,23 @@ def _file_hash(file: Path) -> str:
 
 
 def skips_no_layers(options: LoadOptions) -> None:
-    """For families whose encoders' layers are not to be left out."""
+    """Raise :class:`ModelLoadError` if the options ask for clip skip, which the calling family does not support."""
     if options.clip_skip:
         raise ModelLoadError("clip_skip is for Stable Diffusion 1 and 2")
 
 
 def check_whole(file: Path) -> None:
-    """Refuse a safetensors file that is truncated or none at all, by its name: the header says how long it must be."""
+    """Raise :class:`ModelLoadError` for a file that is truncated or not safetensors; the header states the length."""
     try:
         with safe_open(file, "pt"):
             pass
     except (SafetensorError, OSError) as error:
-        raise ModelLoadError(f"{file.parent.name}/{file.name} is truncated or no safetensors file: {error}") from error
+        detail = f"{file.parent.name}/{file.name} is truncated or not a safetensors file: {error}"
+        raise ModelLoadError(detail) from error
 
 
 def _variant(folder: Path) -> str | None:
-    """The variant "fp16" where a folder's weights are stored under that name alone: model.fp16.safetensors."""
+    """The variant "fp16" if a folder has its weights only as model.fp16.safetensors, else None."""
     for part in folder.iterdir():
         files = [file.name for file in part.glob("*.safetensors")] if part.is_dir() else []
         if files and all(".fp16" in name for name in files):
@@ -144,16 +145,16 @@ def _variant(folder: Path) -> str | None:
 
 
 def calibration_path(source: Path) -> Path:
-    """Where the measured m(σ) of a model is kept: in its folder, or beside its file."""
+    """The file of a model's measured m(σ): in its folder, or beside its single file."""
     return source / CALIBRATION_FILE if source.is_dir() else source.with_suffix(f".{CALIBRATION_FILE}")
 
 
 def prediction_of(scheduler: Mapping[str, Any]) -> Prediction:
-    """What a variance-preserving model predicts, from its scheduler's config."""
+    """The prediction type of a variance-preserving model, from its scheduler's config."""
     name = scheduler.get("prediction_type", Prediction.EPSILON)
     if name not in _VARIANCE_PRESERVING:
         known = ", ".join(_VARIANCE_PRESERVING)
-        raise ModelLoadError(f"its scheduler says prediction_type {name!r}; known are {known}")
+        raise ModelLoadError(f"its scheduler has prediction_type {name!r}; known are {known}")
     return Prediction(name)
 
 
@@ -166,15 +167,15 @@ def side(size: int | Sequence[int]) -> tuple[int, int]:
 
 
 def fingerprint(codec: ConfigMixin) -> str:
-    """SHA-256 of an autoencoder: of what its configuration says of decoding, and of its weights in float16.
+    """SHA-256 of an autoencoder: of its weights in float16 and of the configuration that decoding depends on.
 
-    So the same autoencoder is the same in whatever folder it lies, beside whatever other files, in float32 or float16.
-    It is computed once for a module, and stays what it was when the module is cast.
+    It does not depend on the folder, on other files in it, or on whether the weights are stored in float32 or float16.
+    It is computed once for each module and kept when the module is cast.
     """
     if codec in _FINGERPRINTS:
         return _FINGERPRINTS[codec]
-    said = {k: v for k, v in codec.config.items() if not k.startswith("_") and k not in _SAYS_NOTHING_OF_DECODING}
-    digest = hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode())
+    relevant = {k: v for k, v in codec.config.items() if not k.startswith("_") and k not in _IRRELEVANT_TO_DECODING}
+    digest = hashlib.sha256(json.dumps(relevant, sort_keys=True, default=str).encode())
     for name, weight in sorted(codec.state_dict().items()):
         digest.update(name.encode())
         digest.update(weight.detach().to("cpu", torch.float16).contiguous().numpy().tobytes())
@@ -183,7 +184,7 @@ def fingerprint(codec: ConfigMixin) -> str:
 
 
 def read_calibration(path: Path) -> DenoisingError | None:
-    """The measured m(σ) stored at ``path``, None where there is no such file."""
+    """The measured m(σ) that is stored at ``path``; None if there is no such file."""
     try:
         stored = json.loads(path.read_text())
         return DenoisingError(tuple(map(float, stored["sigmas"])), tuple(map(float, stored["denoising_error"])))
@@ -194,16 +195,11 @@ def read_calibration(path: Path) -> DenoisingError | None:
 
 
 def write_calibration(path: Path, curve: DenoisingError) -> None:
-    """Store a measured m(σ) where :func:`read_calibration` finds it."""
+    """Store a measured m(σ) for :func:`read_calibration`."""
     stored = {"sigmas": list(curve.sigmas), "denoising_error": list(curve.values)}
     path.write_text(json.dumps(stored, indent=1) + "\n")
 
 
-def count_bytes(*modules: torch.nn.Module) -> int:
-    """How many bytes the modules' weights take together."""
-    return sum(weight.nbytes for module in modules for weight in (*module.parameters(), *module.buffers()))
-
-
 def count_parameters(*modules: torch.nn.Module) -> int:
-    """How many weights the modules have together."""
+    """The number of the modules' parameters together."""
     return sum(parameter.numel() for module in modules for parameter in module.parameters())

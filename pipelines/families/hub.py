@@ -1,4 +1,4 @@
-"""Model folders from a hub, their safe files alone."""
+"""Model folders from a hub, without pickles and code."""
 
 from pathlib import Path
 from typing import Final
@@ -13,21 +13,21 @@ _NOT_FILES: Final = ["flax_*", "openvino_*", "safety_checker/*.safetensors"]
 
 
 def fetch(repository: str, revision: str | None) -> Path:
-    """The folder of a repository's state in the local cache, downloaded now if it is not there.
+    """The folder of a repository in the local cache; files that are missing there are downloaded now.
 
-    Weights other than safetensors, and code, are never downloaded.
+    Only safetensors and configuration are downloaded, never pickled weights or code.
 
     Args:
         repository: OWNER/NAME.
         revision: A branch, a tag or a commit; None for the main branch.
 
     Raises:
-        ModelLoadError: There is no such repository or revision, or no way to it.
+        ModelLoadError: There is no such repository or revision, or the hub cannot be reached.
     """
-    told = repository if revision is None else f"{repository} at {revision}"
+    name = repository if revision is None else f"{repository} at {revision}"
     try:
         return Path(snapshot_download(repository, revision=revision, allow_patterns=_FILES, ignore_patterns=_NOT_FILES))
     except LocalEntryNotFoundError as error:
-        raise ModelLoadError(f"{told} is not in the cache, and the hub cannot be reached") from error
+        raise ModelLoadError(f"{name} is not in the cache, and the hub cannot be reached") from error
     except HfHubHTTPError as error:
-        raise ModelLoadError(f"{told} cannot be had from the hub: {error}".splitlines()[0]) from error
+        raise ModelLoadError(f"{name} cannot be downloaded from the hub: {error}".splitlines()[0]) from error

@@ -1,4 +1,4 @@
-"""What all models over an autoencoder's latents share: the autoencoder, sizes, and the card."""
+"""Common to all models over an autoencoder's latents: the autoencoder, the card, the base class."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -9,18 +9,21 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.nn import functional
 
-from pipelines.families.folder import count_bytes, count_parameters, fingerprint
-from pipelines.families.lora import WORN, Wardrobe
+from pipelines.card import Card, DataSpace, Guidance, Shape
+from pipelines.families.derivative import derivative
+from pipelines.families.folder import count_parameters, fingerprint
+from pipelines.families.lora import LORA_SCALES, LoraAdapters
 from pipelines.families.preview import apply_colours, fit_colours
 from pipelines.families.speed import speed_up
 from pipelines.kernel import DenoisingError
-from pipelines.model import Card, Condition, DataSpace, Guidance, LoadOptions, Shape, check_size
+from pipelines.memory import count_bytes
+from pipelines.model import Condition, LoadOptions
 from pipelines.noise import Grid
 
 LATENT_STD: Final = 1.0
-"""Latents are scaled to unit variance, so that is what an unmeasured model's error curve assumes."""
-_CHEAP_AUTOENCODER: Final = 4_000_000
-_KEPT: Final = 0.5
+"""Standard deviation of latents for the error curve of an uncalibrated model: they are scaled to unit variance."""
+_CHEAP_AUTOENCODER: Final = 4_000_000  # parameters, up to which previews are decoded in full
+_REPLACED: Final = 0.5  # the mask value from which a pixel counts as replaced
 
 
 class LatentCodec:
@@ -28,7 +31,7 @@ class LatentCodec:
 
     Args:
         vae: The autoencoder.
-        space: The name of the data space that it is said to be of; empty for its own.
+        space: The name that the operator gives the data space; empty for the fingerprint of the autoencoder.
         tiling: Whether it works in tiles.
     """
 
@@ -52,7 +55,7 @@ class LatentCodec:
 
     @torch.inference_mode()
     def preview(self, z: Tensor) -> Tensor:
-        """Small autoencoders decode; for large ones a linear map from latents to colours, one pixel a latent cell."""
+        """Decoded by a small autoencoder; for a large one, latents mapped linearly to colours, one pixel a cell."""
         if count_parameters(self.vae) <= _CHEAP_AUTOENCODER:
             return self.decode(z)
         if self._colours is None:
@@ -68,10 +71,10 @@ class LatentCodec:
 
     @torch.inference_mode()
     def painted(self, shape: Shape, image: Tensor | None, mask: Tensor | None) -> Condition:
-        """What Stable Diffusion's inpainting networks read beside the noisy latents, one row.
+        """The inputs of Stable Diffusion's inpainting networks beside the noisy latents, one row.
 
-        ``mask`` (1, 1, h, w), 1 where painted; ``masked`` (1, channels, h, w), the latents of the picture with grey
-        where it is painted.
+        ``mask`` (1, 1, h, w), 1 where the picture is replaced; ``masked`` (1, channels, h, w), the latents of the
+        picture with grey where it is replaced.
 
         References:
             diffusers' StableDiffusionInpaintPipeline, prepare_mask_latents.
@@ -79,7 +82,7 @@ class LatentCodec:
         height, width = shape[1] * self.factor, shape[2] * self.factor
         image = torch.full((1, 3, height, width), 0.5) if image is None else image
         mask = torch.ones(1, 1, height, width) if mask is None else mask
-        mask = (mask >= _KEPT).float()
+        mask = (mask >= _REPLACED).float()
         masked = self.encode(torch.where(mask > 0, 0.5, image))
         return {"mask": functional.interpolate(mask, shape[1:]).to(masked), "masked": masked}
 
@@ -97,21 +100,23 @@ def latent_card(
     guidance: Guidance = Guidance.CLASSIFIER_FREE,
     grid: Grid = Grid.KARRAS,
     paints: bool = False,
+    max_cells: int | None = None,
 ) -> Card:
     """The card of a model over latents.
 
     Args:
         codec: The autoencoder.
-        networks: All that holds weights.
+        networks: All modules with weights.
         levels: The smallest and the largest σ.
         error: Its measured m(σ), None for the Gaussian fallback.
-        options: How it is to be loaded.
+        options: How it was loaded.
         side: Its native width and height, in latent cells.
-        cell: What numbers of latent cells are multiples of, along a side.
-        adapters: Its LoRAs.
+        cell: The number of latent cells along a side is a multiple of this.
+        adapters: The names of its LoRAs.
         guidance: What a guidance scale means to it.
-        grid: How its noise levels are best spaced.
+        grid: The grid of noise levels that it is sampled on by default.
         paints: Whether it is an inpainting model.
+        max_cells: The most latent cells along a side; None for no limit.
     """
     return Card(
         space=codec.space,
@@ -129,35 +134,36 @@ def latent_card(
         adapters=adapters,
         paints=paints,
         multiple=codec.factor * cell,
+        max_side=None if max_cells is None else max_cells * codec.factor,
     )
 
 
 class LatentModel(ABC):
-    """A model over latents; its family adds the network and its prompts.
+    """A model over latents; its family adds the network and the prompts.
 
     Args:
         codec: The autoencoder.
-        card: What it is.
+        card: What is known about it.
         network: The denoising network.
-        wardrobe: Its LoRAs.
-        options: How it is to be loaded.
+        loras: Its LoRAs.
+        options: How it was loaded.
     """
 
     def __init__(
-        self, codec: LatentCodec, card: Card, network: torch.nn.Module, wardrobe: Wardrobe, options: LoadOptions
+        self, codec: LatentCodec, card: Card, network: torch.nn.Module, loras: LoraAdapters, options: LoadOptions
     ) -> None:
-        self._codec, self._card, self._network, self._wardrobe = codec, card, network, wardrobe
+        self._codec, self._card, self._network, self._loras = codec, card, network, loras
         speed_up(network, options)
         self._compiled = options.compile
 
     @property
     def card(self) -> Card:
-        """What it is."""
+        """What is known about it."""
         return self._card
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """The device that it computes on."""
         return next(self._network.parameters()).device
 
     @property
@@ -176,44 +182,48 @@ class LatentModel(ABC):
 
     @abstractmethod
     def _encode(self, texts: Sequence[str]) -> Condition:
-        """One row a text, by the encoders as they are dressed."""
+        """One row for each text, by the encoders with the LoRAs that are applied to them."""
 
     @abstractmethod
-    def _denoised(self, z: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
-        """x̂0 by one forward of the network as it is dressed."""
+    def _predict_noise(self, z: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
+        """ε̂ by one forward of the network with the LoRAs that are applied to it."""
 
     @torch.inference_mode()
     def encode_prompts(self, texts: Sequence[str], adapters: Mapping[str, float] | None = None) -> Condition:
-        """What the network is told of each text, and which LoRAs it wears for it."""
+        """The network's inputs for each text, and the scales of the LoRAs for it."""
         for encoder in self._encoders:
-            self._wardrobe.dress(encoder, adapters or {})
-        return {**self._encode(texts), **self._wardrobe.worn(adapters, len(texts), self.device)}
+            self._loras.apply(encoder, adapters or {})
+        return {**self._encode(texts), **self._loras.condition(adapters, len(texts), self.device)}
 
     @torch.inference_mode()
-    def denoised(self, z: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
-        """x̂0, every row at its own noise level and with its own LoRAs."""
-        told = dict(condition)
-        worn = told.pop(WORN, None)
-        if worn is None:
+    def predict_noise(self, z: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
+        """ε̂, each row at its own noise level and with its own LoRAs."""
+        return self._predict_rows(z, sigma, condition)
+
+    def differentiate_noise(
+        self, z: Tensor, sigma: Tensor, condition: Condition, direction: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """ε̂ and (∂ε̂/∂z) e, by forward-mode differentiation."""
+        return derivative(lambda rows: self._predict_rows(rows, sigma, condition), z, direction)
+
+    def _predict_rows(self, z: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
+        inputs = dict(condition)
+        scales = inputs.pop(LORA_SCALES, None)
+        if scales is None:
             if self._compiled and len(z) == 1:
-                # torch.compile would take one row for a constant, and compile again.
-                doubled = {key: torch.cat([value, value]) for key, value in told.items()}
-                return self._denoised(torch.cat([z, z]), torch.cat([sigma, sigma]), doubled)[:1]
-            return self._denoised(z, sigma, told)
+                # torch.compile treats a size of 1 as a constant, and would compile again.
+                doubled = {key: torch.cat([value, value]) for key, value in inputs.items()}
+                return self._predict_noise(torch.cat([z, z]), torch.cat([sigma, sigma]), doubled)[:1]
+            return self._predict_noise(z, sigma, inputs)
 
         def compute(rows: Tensor) -> Tensor:
-            return self._denoised(z[rows], sigma[rows], {key: value[rows] for key, value in told.items()})
+            return self._predict_noise(z[rows], sigma[rows], {key: value[rows] for key, value in inputs.items()})
 
-        return self._wardrobe.forward(self._network, worn, compute)
+        return self._loras.forward(self._network, scales, compute)
 
     @abstractmethod
     def own_sigmas(self, steps: int, shape: Shape) -> Tensor:
-        """The grid that the model's makers sample it with."""
-
-    def sample_shape(self, width: int, height: int) -> Shape:
-        """(channels, height / factor, width / factor); sizes must be multiples of what the network can halve."""
-        check_size(width, height, self._card.multiple)
-        return self._codec.channels, height // self._codec.factor, width // self._codec.factor
+        """The grid that the model's authors sample it on."""
 
     def decode(self, z: Tensor) -> Tensor:
         """Latents to pictures in [0, 1], float32."""
@@ -228,5 +238,5 @@ class LatentModel(ABC):
         return self._codec.encode(images)
 
     def painted(self, shape: Shape, image: Tensor | None = None, mask: Tensor | None = None) -> Condition:
-        """The known picture and the mask, for a network that reads them; nothing for others."""
+        """The known picture and the mask for an inpainting network; {} for others."""
         return self._codec.painted(shape, image, mask) if self._card.paints else {}

@@ -1,8 +1,8 @@
-"""LoRAs that each row of a batch wears by itself.
+"""LoRAs that are applied to each row of a batch separately.
 
-A row's condition carries the scale of every LoRA that its model knows (``worn``, (R, A)). Rows that wear one LoRA each,
-or none, share one forward (peft's mixed batches); rows that wear several at once, or one LoRA at different scales, are
-grouped, one forward a group.
+The condition of a row carries the scale of each of the model's LoRAs (``lora_scales``, (R, A)). Rows with at most one
+LoRA each share one forward (peft's mixed batches). If a row has several LoRAs, or rows have one LoRA at different
+scales, rows of equal scales are grouped and each group takes its own forward.
 """
 
 import warnings
@@ -18,16 +18,16 @@ from torch import Tensor, nn
 
 from pipelines.errors import ModelLoadError
 
-WORN: Final = "worn"
-"""The key of a condition that says what its rows wear."""
-_BARE: Final = "__base__"
+LORA_SCALES: Final = "lora_scales"
+"""The key of a condition that holds the LoRA scales of its rows."""
+_BASE: Final = "__base__"  # peft's name for a row without a LoRA
 
 
-class Wardrobe:
+class LoraAdapters:
     """The LoRAs of one model.
 
     Args:
-        pipeline: The diffusers pipeline whose parts wear them.
+        pipeline: The diffusers pipeline that they are loaded into.
         loras: Name → safetensors file.
     """
 
@@ -38,26 +38,26 @@ class Wardrobe:
                 raise ModelLoadError(f"the LoRA {name!r}: there is no file {file.name}")
             try:
                 with warnings.catch_warnings():
-                    # Several LoRAs in one model are what is wanted here.
+                    # peft warns of a second LoRA in one model, which is intended here.
                     warnings.filterwarnings("ignore", "Already found a `peft_config`")
                     pipeline.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=name)
             except Exception as error:
-                told = str(error).replace(str(file.parent), "").splitlines()[0]
-                raise ModelLoadError(f"the LoRA {name!r} ({file.name}) does not fit: {told}") from error
+                reason = str(error).replace(str(file.parent), "").splitlines()[0]
+                raise ModelLoadError(f"the LoRA {name!r} ({file.name}) does not fit: {reason}") from error
 
         for network in pipeline.components.values():
             if isinstance(network, nn.Module):
                 network.requires_grad_(False).eval()
 
-    def worn(self, adapters: Mapping[str, float] | None, rows: int, device: torch.device) -> dict[str, Tensor]:
-        """What the rows' condition says: (R, A) scales, in the order of ``names``; nothing where there are no LoRAs."""
+    def condition(self, adapters: Mapping[str, float] | None, rows: int, device: torch.device) -> dict[str, Tensor]:
+        """The rows' part of the condition: (R, A) scales in the order of ``names``; {} for a model without LoRAs."""
         if not self.names:
             return {}
         scales = [(adapters or {}).get(name, 0.0) for name in self.names]
-        return {WORN: torch.tensor([scales] * rows, device=device)}
+        return {LORA_SCALES: torch.tensor([scales] * rows, device=device)}
 
-    def dress(self, network: nn.Module, adapters: Mapping[str, float]) -> None:
-        """Have a network wear the LoRAs given, and no others, from now on."""
+    def apply(self, network: nn.Module, adapters: Mapping[str, float]) -> None:
+        """Apply these LoRAs to a network, and no others, until the next call."""
         if not self.names:
             return
         chosen = {name: scale for name, scale in adapters.items() if scale}
@@ -65,34 +65,34 @@ class Wardrobe:
         if chosen:
             set_weights_and_activate_adapters(network, list(chosen), list(chosen.values()))
 
-    def forward(self, network: nn.Module, worn: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
-        """Compute rows, each with what it wears.
+    def forward(self, network: nn.Module, scales: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
+        """Compute rows, each with its own LoRAs.
 
         Args:
-            network: What wears it.
-            worn: (R, A) scales.
+            network: The network that they are applied to.
+            scales: (R, A).
             compute: Indices of rows → their results.
         """
-        kinds, kind_of = torch.unique(worn.cpu(), dim=0, return_inverse=True)
-        everyone = torch.arange(len(worn))
-        wear = [{name: float(s) for name, s in zip(self.names, kind, strict=True) if s} for kind in kinds]
+        kinds, kind_of = torch.unique(scales.cpu(), dim=0, return_inverse=True)
+        everyone = torch.arange(len(scales))
+        adapters = [{name: float(s) for name, s in zip(self.names, kind, strict=True) if s} for kind in kinds]
         if len(kinds) == 1:
-            self.dress(network, wear[0])
+            self.apply(network, adapters[0])
             return compute(everyone)
-        if _may_mix(network, wear):
-            self.dress(network, {name: scale for kind in wear for name, scale in kind.items()})
-            with _mixed(network, [next(iter(wear[k]), _BARE) for k in kind_of.tolist()]):
+        if _may_mix(network, adapters):
+            self.apply(network, {name: scale for kind in adapters for name, scale in kind.items()})
+            with _mixed(network, [next(iter(adapters[k]), _BASE) for k in kind_of.tolist()]):
                 return compute(everyone)
         parts, places = [], []
-        for k, kind in enumerate(wear):
-            self.dress(network, kind)
+        for k, kind in enumerate(adapters):
+            self.apply(network, kind)
             places.append(everyone[kind_of == k])
             parts.append(compute(places[-1]))
         return torch.cat(parts)[torch.cat(places).argsort()]
 
 
 def _may_mix(network: nn.Module, kinds: Sequence[Mapping[str, float]]) -> bool:
-    """Whether peft can take these kinds of rows in one batch: one LoRA a row, one scale a LoRA, nothing but LoRA."""
+    """Whether peft can compute these kinds of rows in one batch: one LoRA per row, one scale per LoRA, no DoRA."""
     scales: dict[str, float] = {}
     for kind in kinds:
         if len(kind) > 1:
@@ -109,12 +109,14 @@ def _layers(network: nn.Module) -> list[Any]:
 
 @contextmanager
 def _mixed(network: nn.Module, names: list[str]) -> Iterator[None]:
-    """Tell every LoRA layer which row wears what, as peft's own models do for ``adapter_names``."""
+    """Pass every LoRA layer the LoRA of each row, as peft's own models do for ``adapter_names``."""
 
-    def tell(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def add_names(
+        _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return args, kwargs | {"adapter_names": names}
 
-    hooks = [layer.register_forward_pre_hook(tell, with_kwargs=True) for layer in _layers(network)]
+    hooks = [layer.register_forward_pre_hook(add_names, with_kwargs=True) for layer in _layers(network)]
     try:
         yield
     finally:

@@ -1,6 +1,6 @@
-"""PixArt-Σ and PixArt-α: transformers over latents that read T5's states, trained on a variance-preserving schedule.
+"""PixArt-Σ and PixArt-α: transformers over latents and T5's states, trained on a variance-preserving schedule.
 
-Σ draws in SDXL's latents and α in those of Stable Diffusion 1, so either composes with the other architecture.
+Σ has the latents of SDXL and α those of Stable Diffusion 1, so each composes with models of that architecture.
 """
 
 from collections.abc import Sequence
@@ -11,24 +11,25 @@ import torch
 from diffusers import PixArtAlphaPipeline, PixArtSigmaPipeline
 from torch import Tensor
 
+from pipelines.card import Shape
 from pipelines.errors import ModelLoadError
 from pipelines.families.folder import calibration_path, load_pipeline, read_calibration, skips_no_layers
 from pipelines.families.latent import LatentCodec, LatentModel, latent_card
-from pipelines.families.lora import Wardrobe
+from pipelines.families.lora import LoraAdapters
 from pipelines.families.variance_preserving import VariancePreserving
 from pipelines.kernel import DenoisingError
-from pipelines.model import DEFAULT_OPTIONS, Condition, LoadOptions, Shape
+from pipelines.model import DEFAULT_OPTIONS, Condition, LoadOptions
 
 _TOKENS: Final = {PixArtAlphaPipeline: 120, PixArtSigmaPipeline: 300}
 
 
 class PixArt(LatentModel):
-    """A transformer with cross-attention to T5's states; of α's, the largest are told their pictures' size.
+    """A transformer with cross-attention to T5's states; the largest of α take the pictures' size as an input.
 
     Args:
-        pipeline: Its parts, loaded.
+        pipeline: The loaded parts.
         error: Its measured m(σ), None for the Gaussian fallback.
-        options: How it is to be loaded.
+        options: How to load it.
 
     References:
         PixArt-α: Fast Training of Diffusion Transformer for Photorealistic Text-to-Image Synthesis (Chen et al., ICLR
@@ -48,7 +49,7 @@ class PixArt(LatentModel):
         self._pipeline, self._transformer = pipeline, pipeline.transformer
         self._path = VariancePreserving(pipeline.scheduler)
         codec = LatentCodec(pipeline.vae, options.space, tiling=options.tiling)
-        wardrobe = Wardrobe(pipeline, {})
+        loras = LoraAdapters(pipeline, {})
         config = self._transformer.config
         card = latent_card(
             codec,
@@ -58,19 +59,19 @@ class PixArt(LatentModel):
             options,
             side=(config.sample_size, config.sample_size),
             cell=config.patch_size,
-            adapters=wardrobe.names,
+            adapters=loras.names,
         )
-        super().__init__(codec, card, self._transformer, wardrobe, options)
+        super().__init__(codec, card, self._transformer, loras, options)
 
     @classmethod
     def load(
         cls, source: Path, device: torch.device, dtype: torch.dtype, options: LoadOptions = DEFAULT_OPTIONS
     ) -> Self:
-        """Load a folder; :meth:`Catalog.get` says what is raised where it cannot be."""
+        """Load a folder; :meth:`Catalog.get` lists the errors."""
         if source.is_file():
             raise ModelLoadError("PixArt is loaded from a folder in diffusers' layout, not from a single file")
         if options.loras:
-            raise ModelLoadError("PixArt cannot wear LoRAs: diffusers has none for it")
+            raise ModelLoadError("PixArt takes no LoRAs: diffusers cannot load them for it")
         pipeline = load_pipeline(cls.kind, source, device, dtype, options)
         return cls(pipeline, read_calibration(calibration_path(source)), options)
 
@@ -79,47 +80,47 @@ class PixArt(LatentModel):
         return [self._pipeline.text_encoder]
 
     def _encode(self, texts: Sequence[str]) -> Condition:
-        """T5's states, (R, tokens, width), and which of them are words, (R, tokens).
+        """T5's states, (R, tokens, width), and the mask of those that are not padding, (R, tokens).
 
         References:
             diffusers' PixArtSigmaPipeline.encode_prompt, which this calls.
         """
-        states, words, _, _ = self._pipeline.encode_prompt(
+        states, mask, _, _ = self._pipeline.encode_prompt(
             list(texts),
             do_classifier_free_guidance=False,
             device=self.device,
             clean_caption=False,
             max_sequence_length=_TOKENS[self.kind],
         )
-        return {"encoder_hidden_states": states, "encoder_attention_mask": words}
+        return {"encoder_hidden_states": states, "encoder_attention_mask": mask}
 
-    def _denoised(self, z: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
-        """x̂0 by one forward of the transformer, every row at its own timestep."""
-        told = self._size(z) if self._transformer.use_additional_conditions else {}
-        added = {"resolution": None, "aspect_ratio": None} | told
+    def _predict_noise(self, z: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
+        """ε̂ by one forward of the transformer, each row at its own timestep."""
+        size = self._size(z) if self._transformer.use_additional_conditions else {}
+        added = {"resolution": None, "aspect_ratio": None} | size
 
         def forward(x: Tensor, timesteps: Tensor) -> Tensor:
             output: Tensor = self._transformer(
                 x, timestep=timesteps, added_cond_kwargs=added, return_dict=False, **condition
             )[0]
-            # Some put out a variance, too; the calibrated kernel has a better one.
+            # Some networks also output a variance; the calibrated kernel has a better one.
             return output[:, : x.shape[1]]
 
-        return self._path.denoised(forward, z, sigma, self._dtype)
+        return self._path.predict_noise(forward, z, sigma, self._dtype)
 
     def _size(self, z: Tensor) -> dict[str, Tensor]:
-        """Of pictures of just this size, (R, 2) and (R, 1)."""
+        """The inputs for pictures of this size: resolution (R, 2) and aspect ratio (R, 1)."""
         height, width = (side * self._codec.factor for side in z.shape[2:])
         resolution = torch.tensor([[height, width]], dtype=self._dtype, device=z.device)
         ratio = torch.tensor([[height / width]], dtype=self._dtype, device=z.device)
         return {"resolution": resolution.expand(len(z), -1), "aspect_ratio": ratio.expand(len(z), -1)}
 
     def own_sigmas(self, steps: int, shape: Shape) -> Tensor:
-        """Timesteps equally spaced."""
+        """Equally spaced timesteps."""
         return self._path.own_sigmas(steps)
 
 
 class PixArtAlpha(PixArt):
-    """The older of the two: shorter texts."""
+    """PixArt-α, whose texts are shorter."""
 
     kind = PixArtAlphaPipeline

@@ -1,4 +1,4 @@
-"""Cheap previews of latents: a linear map from a latent cell to its mean colour, fitted to the autoencoder itself."""
+"""Cheap previews of latents: a linear map from a latent cell to its mean colour, fitted to the autoencoder."""
 
 from collections.abc import Callable
 from typing import Final
@@ -15,13 +15,14 @@ _SCALES: Final = (1, 2, 4, 8)
 def fit_colours(decode: Callable[[Tensor], Tensor], channels: int, factor: int, device: torch.device) -> Tensor:
     """Least squares from latent channels to the mean colour of a cell's pixels.
 
-    Fitted on random latents of unit variance, made of noise at several scales, since pictures have colour at all.
+    Fitted on random latents of unit variance. They are sums of noise at several scales, because pictures have structure
+    at all scales.
 
     Args:
         decode: (B, channels, h, w) latents to (B, 3, factor h, factor w) pictures in [0, 1].
         channels: Latent channels.
         factor: Pixels along one side of a cell.
-        device: Where to decode.
+        device: The device to decode on.
 
     Returns:
         (channels + 1, 3); the last row is the constant.

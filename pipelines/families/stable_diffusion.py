@@ -1,4 +1,4 @@
-"""Stable Diffusion 1 and 2, inpainting ones too: any folder in the layout of diffusers' StableDiffusionPipeline."""
+"""Stable Diffusion 1 and 2, base and inpainting: folders in the layout of diffusers' StableDiffusionPipeline."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,6 +8,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
+from pipelines.card import Shape
 from pipelines.errors import ModelLoadError
 from pipelines.families.folder import (
     calibration_path,
@@ -16,20 +17,20 @@ from pipelines.families.folder import (
     side,
 )
 from pipelines.families.latent import LatentCodec, LatentModel, latent_card
-from pipelines.families.lora import Wardrobe
+from pipelines.families.lora import LoraAdapters
 from pipelines.families.variance_preserving import VariancePreserving
 from pipelines.families.weighting import WeightedEncoder, stack
 from pipelines.kernel import DenoisingError
-from pipelines.model import DEFAULT_OPTIONS, Condition, LoadOptions, Shape
+from pipelines.model import DEFAULT_OPTIONS, Condition, LoadOptions
 
 
 class StableDiffusion(LatentModel):
     """A U-Net with cross-attention to CLIP's text encoder, over an autoencoder's latents.
 
     Args:
-        pipeline: Its parts, loaded.
+        pipeline: The loaded parts.
         error: Its measured m(σ), None for the Gaussian fallback.
-        options: How it is to be loaded.
+        options: How to load it.
     """
 
     def __init__(
@@ -41,7 +42,7 @@ class StableDiffusion(LatentModel):
         self._pipeline, self._unet = pipeline, pipeline.unet
         self._path = VariancePreserving(pipeline.scheduler)
         codec = LatentCodec(pipeline.vae, options.space, tiling=options.tiling)
-        wardrobe = Wardrobe(pipeline, options.loras)
+        loras = LoraAdapters(pipeline, options.loras)
         card = latent_card(
             codec,
             [self._unet, pipeline.vae, *self._encoders],
@@ -50,10 +51,10 @@ class StableDiffusion(LatentModel):
             options,
             side=side(self._unet.config.sample_size),
             cell=2 ** (len(self._unet.config.block_out_channels) - 1),
-            adapters=wardrobe.names,
-            paints=paints(self._unet.config, codec.channels),
+            adapters=loras.names,
+            paints=is_inpainting(self._unet.config, codec.channels),
         )
-        super().__init__(codec, card, self._unet, wardrobe, options)
+        super().__init__(codec, card, self._unet, loras, options)
         skip_layers(pipeline.text_encoder, options.clip_skip)
         self._weighted = WeightedEncoder([pipeline.tokenizer], [pipeline.text_encoder])
 
@@ -61,7 +62,7 @@ class StableDiffusion(LatentModel):
     def load(
         cls, source: Path, device: torch.device, dtype: torch.dtype, options: LoadOptions = DEFAULT_OPTIONS
     ) -> Self:
-        """Load a folder or a file of safetensors; :meth:`Catalog.get` says what is raised where it cannot be."""
+        """Load a folder or a single file of safetensors; :meth:`Catalog.get` lists the errors."""
         without = {"safety_checker": None, "requires_safety_checker": False}
         pipeline = load_pipeline(StableDiffusionPipeline, source, device, dtype, options, **without)
         return cls(pipeline, read_calibration(calibration_path(source)), options)
@@ -71,10 +72,10 @@ class StableDiffusion(LatentModel):
         return [self._pipeline.text_encoder]
 
     def _encode(self, texts: Sequence[str]) -> Condition:
-        """CLIP's last hidden states, (R, tokens, width), with the weights of words, and long texts in pieces.
+        """CLIP's last hidden states, (R, tokens, width); words may have weights, and long texts are encoded in pieces.
 
         References:
-            diffusers' StableDiffusionPipeline.encode_prompt, which this calls; for what it cannot read,
+            diffusers' StableDiffusionPipeline.encode_prompt, which this calls; for weights and long texts,
             :mod:`pipelines.families.weighting`.
         """
         plain = [self._weighted.plain(text) for text in texts]
@@ -84,23 +85,23 @@ class StableDiffusion(LatentModel):
             embedded = stack([self._weighted.encode(text)[0] for text in texts]).to(self._dtype)
         return {"encoder_hidden_states": embedded}
 
-    def _denoised(self, z: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
-        """x̂0 by one forward of the U-Net, every row at its own timestep."""
+    def _predict_noise(self, z: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
+        """ε̂ by one forward of the U-Net, each row at its own timestep."""
 
         def forward(x: Tensor, timesteps: Tensor) -> Tensor:
             states = condition["encoder_hidden_states"]
-            output: Tensor = self._unet(beside(x, condition), timesteps, states, return_dict=False)[0]
+            output: Tensor = self._unet(with_canvas(x, condition), timesteps, states, return_dict=False)[0]
             return output
 
-        return self._path.denoised(forward, z, sigma, self._dtype)
+        return self._path.predict_noise(forward, z, sigma, self._dtype)
 
     def own_sigmas(self, steps: int, shape: Shape) -> Tensor:
-        """Timesteps equally spaced."""
+        """Equally spaced timesteps."""
         return self._path.own_sigmas(steps)
 
 
 def skip_layers(encoder: torch.nn.Module, count: int) -> None:
-    """Leave out the last ``count`` layers of a CLIP text model for good; its final norm follows what is left.
+    """Remove the last ``count`` layers of a CLIP text model in place; its final norm follows the remaining ones.
 
     References:
         ``clip_skip`` of diffusers' StableDiffusionPipeline.encode_prompt.
@@ -111,16 +112,25 @@ def skip_layers(encoder: torch.nn.Module, count: int) -> None:
     del layers[len(layers) - count :]
 
 
-def paints(unet: Mapping[str, int], latents: int) -> bool:
-    """Whether a U-Net reads a mask and a masked picture beside the latents; raises where it fits neither way."""
-    taken, given = unet["in_channels"], unet["out_channels"]
-    if given != latents or taken not in {latents, 2 * latents + 1}:
-        raise ModelLoadError(f"its U-Net takes {taken} channels and gives {given}, but its autoencoder has {latents}")
-    return taken != latents
+def is_inpainting(unet: Mapping[str, int], latents: int) -> bool:
+    """Whether a U-Net takes a mask and a masked picture beside the latents.
+
+    Args:
+        unet: Its configuration.
+        latents: Channels of the autoencoder's latents.
+
+    Raises:
+        ModelLoadError: Its channels fit neither the latents alone nor the latents with both.
+    """
+    inputs, outputs = unet["in_channels"], unet["out_channels"]
+    if outputs != latents or inputs not in {latents, 2 * latents + 1}:
+        detail = f"its U-Net takes {inputs} channels and gives {outputs}, but its autoencoder has {latents}"
+        raise ModelLoadError(detail)
+    return inputs != latents
 
 
-def beside(x: Tensor, condition: Condition) -> Tensor:
-    """The U-Net's input: the latents, and for an inpainting one the mask and the masked picture's latents."""
+def with_canvas(x: Tensor, condition: Condition) -> Tensor:
+    """The U-Net's input: the latents, followed by the mask and the masked picture's latents for an inpainting one."""
     if "mask" not in condition:
         return x
     return torch.cat([x, condition["mask"].to(x), condition["masked"].to(x)], dim=1)

@@ -1,4 +1,4 @@
-"""Unconditional pixel diffusion: any folder in the layout of diffusers' DDPMPipeline."""
+"""Unconditional pixel diffusion: folders in the layout of diffusers' DDPMPipeline."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,10 +8,11 @@ import torch
 from diffusers import DDPMPipeline, UNet2DModel
 from torch import Tensor
 
+from pipelines.card import ONE_SIZE, Card, DataSpace, Shape
 from pipelines.errors import InvalidInputError, ModelLoadError
+from pipelines.families.derivative import derivative
 from pipelines.families.folder import (
     calibration_path,
-    count_bytes,
     count_parameters,
     load_pipeline,
     read_calibration,
@@ -21,21 +22,23 @@ from pipelines.families.folder import (
 from pipelines.families.speed import speed_up
 from pipelines.families.variance_preserving import VariancePreserving
 from pipelines.kernel import DenoisingError
-from pipelines.model import DEFAULT_OPTIONS, Card, Condition, DataSpace, LoadOptions, Shape
+from pipelines.memory import count_bytes
+from pipelines.model import DEFAULT_OPTIONS, Condition, LoadOptions
 
 # Pictures in [−1, 1] vary about half as much as unit-variance latents (Karras et al., 2022, section 5).
 _PIXEL_STD: Final = 0.5
 
 
 class Unconditional:
-    """A U-Net over pixels in [−1, 1] without any condition. A scheduler's clipping (``clip_sample``) is not applied:
-    it has no place in a density ratio.
+    """A U-Net over pixels in [−1, 1] without a condition.
+
+    A scheduler's clipping (``clip_sample``) is not applied: the density ratio does not account for it.
 
     Args:
         unet: The network.
-        path: Its noise levels and what it puts out.
+        path: Its noise levels and its prediction type.
         error: Its measured m(σ), None for the Gaussian fallback.
-        std: Of its data, for the fallback.
+        std: The standard deviation of its data, for the fallback.
     """
 
     def __init__(
@@ -54,14 +57,14 @@ class Unconditional:
             parameters=count_parameters(unet),
             memory=count_bytes(unet),
             calibrated=error is not None,
-            multiple=0,
+            multiple=ONE_SIZE,
         )
 
     @classmethod
     def load(
         cls, source: Path, device: torch.device, dtype: torch.dtype, options: LoadOptions = DEFAULT_OPTIONS
     ) -> Self:
-        """Load a folder's safetensors; raises where it is not whole or not of this kind (see ``Catalog.get``)."""
+        """Load a folder's safetensors; :meth:`Catalog.get` lists the errors."""
         if options.loras or options.tiling or options.compile:
             raise ModelLoadError("loras, tiling and compile are for models over latents")
         skips_no_layers(options)
@@ -78,12 +81,12 @@ class Unconditional:
 
     @property
     def card(self) -> Card:
-        """What it is."""
+        """What is known about it."""
         return self._card
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """The device that it computes on."""
         return torch.device(self._unet.device)
 
     @property
@@ -92,31 +95,33 @@ class Unconditional:
         return [self._unet]
 
     def encode_prompts(self, texts: Sequence[str], adapters: Mapping[str, float] | None = None) -> Condition:
-        """Nothing: it takes no condition; :class:`InvalidInputError` for a text that is not empty."""
+        """{}: it has no condition; raises :class:`InvalidInputError` for a text that is not empty."""
         if any(texts):
             raise InvalidInputError("this model takes no prompts; leave it empty", field=("prompt",))
         return {}
 
     @torch.inference_mode()
-    def denoised(self, z: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
-        """x̂0 by one forward of the U-Net, every row at its own timestep."""
+    def predict_noise(self, z: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
+        """ε̂ by one forward of the U-Net, each row at its own timestep."""
+        return self._predict_rows(z, sigma)
+
+    def differentiate_noise(
+        self, z: Tensor, sigma: Tensor, condition: Condition, direction: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """ε̂ and (∂ε̂/∂z) e, by forward-mode differentiation."""
+        return derivative(lambda rows: self._predict_rows(rows, sigma), z, direction)
+
+    def _predict_rows(self, z: Tensor, sigma: Tensor) -> Tensor:
 
         def forward(x: Tensor, timesteps: Tensor) -> Tensor:
             output: Tensor = self._unet(x, timesteps, return_dict=False)[0]
             return output
 
-        return self._path.denoised(forward, z, sigma, self._unet.dtype)
+        return self._path.predict_noise(forward, z, sigma, self._unet.dtype)
 
     def own_sigmas(self, steps: int, shape: Shape) -> Tensor:
-        """Timesteps equally spaced."""
+        """Equally spaced timesteps."""
         return self._path.own_sigmas(steps)
-
-    def sample_shape(self, width: int, height: int) -> Shape:
-        """(channels, height, width): only the size that it was trained at."""
-        if (width, height) != (self._card.width, self._card.height):
-            detail = f"this model draws {self._card.width}×{self._card.height} only, got {width}×{height}"
-            raise InvalidInputError(detail, field=("width" if width != self._card.width else "height",))
-        return self._card.space.channels, height, width
 
     def decode(self, z: Tensor) -> Tensor:
         """Pixels in [−1, 1] to pictures in [0, 1], grey ones as RGB."""
@@ -132,5 +137,5 @@ class Unconditional:
         return pixels if self._card.space.channels == 3 else pixels.mean(1, keepdim=True)
 
     def painted(self, shape: Shape, image: Tensor | None = None, mask: Tensor | None = None) -> Condition:
-        """Nothing."""
+        """{}: it does not inpaint."""
         return {}

@@ -1,8 +1,8 @@
-r"""Prompts for CLIP that weigh their words, or are longer than it reads at once.
+r"""Prompts for CLIP whose words have weights, or that are longer than CLIP's 77 tokens.
 
-``(a red hat:1.3)`` weighs a phrase by 1.3; weights of nested phrases multiply; ``\(`` is a plain parenthesis, and so is
-any that encloses no weight. Texts longer than CLIP's 77 tokens are read in several pieces, split between sentences or
-phrases. A prompt without either goes to diffusers as it is.
+``(a red hat:1.3)`` gives a phrase the weight 1.3; weights of nested phrases multiply. ``\(`` is a plain parenthesis,
+and so is one that encloses no weight. Longer texts are encoded in several pieces, split between sentences or phrases. A
+prompt without weights that is short enough is passed to diffusers unchanged.
 """
 
 import re
@@ -31,7 +31,7 @@ def parse(text: str) -> Fragments:
             levels.append([])
         elif piece == ")" and len(levels) > 1:
             inner = levels.pop()
-            # A weight stands right before its parenthesis: one within an inner pair is that pair's.
+            # A weight stands right before the closing parenthesis; one inside an inner pair belongs to that pair.
             found = _WEIGHT.search(last) if last not in "()" else None
             if found is None:
                 levels[-1] += [("(", 1.0), *inner, (")", 1.0)]
@@ -47,7 +47,7 @@ def parse(text: str) -> Fragments:
 
 
 def _joined(fragments: Fragments) -> Fragments:
-    """Neighbours of one weight put together, empty ones left out."""
+    """Merge neighbours of equal weight and drop empty fragments."""
     joined: Fragments = []
     for words, weight in fragments:
         if joined and joined[-1][1] == weight:
@@ -58,16 +58,17 @@ def _joined(fragments: Fragments) -> Fragments:
 
 
 class WeightedEncoder:
-    """CLIP encoders that read weights and long texts.
+    """CLIP encoders for texts with weights and long texts.
 
     Args:
         tokenizers: One for each encoder.
-        encoders: Whose states stand side by side.
-        penultimate: Whether the bare states before the last layer are taken, as SDXL does, or the normed last ones.
-        pooled: Whether the last encoder's pooled state is wanted too.
+        encoders: Their states are concatenated along the width.
+        penultimate: Whether to take the states before the last layer without the final norm, as SDXL does, instead of
+            the normed last ones.
+        pooled: Whether to return the last encoder's pooled state too.
 
     References:
-        compel, https://github.com/damian0815/compel, whose encoding this is.
+        compel, https://github.com/damian0815/compel, which encodes them.
     """
 
     def __init__(
@@ -86,7 +87,7 @@ class WeightedEncoder:
         self._pooled = pooled
 
     def plain(self, text: str) -> str | None:
-        """The words that diffusers can read in the text's stead; None where a weight or the length forbids it."""
+        """The text without its markup, for diffusers to encode; None if it has weights or is too long for that."""
         fragments = parse(text)
         words = "".join(phrase for phrase, _ in fragments)
         weighted = any(weight != 1 for _, weight in fragments)
@@ -94,7 +95,7 @@ class WeightedEncoder:
         return words if fits and not weighted else None
 
     def encode(self, text: str) -> tuple[Tensor, Tensor | None]:
-        """(1, pieces × tokens, widths) states, and the pooled one, (1, width), where it is wanted."""
+        """States, (1, pieces × tokens, widths), and the pooled one, (1, width), or None unless ``pooled`` is set."""
         fragments = parse(text) or [("", 1.0)]
         words, weights = [f for f, _ in fragments], [w for _, w in fragments]
         device = next(self._encoders[0].parameters()).device
@@ -109,7 +110,8 @@ class WeightedEncoder:
 
 
 def stack(rows: Sequence[Tensor]) -> Tensor:
-    """Rows of one length as one batch; :class:`InvalidInputError` where texts of several lengths are given at once."""
+    """Concatenate rows into one batch; raises :class:`InvalidInputError` if they differ in the number of pieces."""
     if len({row.shape[1:] for row in rows}) > 1:
-        raise InvalidInputError("texts that CLIP reads in different numbers of pieces go one by one", field=("prompt",))
+        detail = "texts that CLIP encodes in different numbers of pieces must be encoded one by one"
+        raise InvalidInputError(detail, field=("prompt",))
     return torch.cat(list(rows))

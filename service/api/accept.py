@@ -6,7 +6,7 @@ from typing import Final
 
 from starlette.exceptions import HTTPException
 
-from service.schemas import ImageFormat
+from service.pictures import ImageFormat
 
 JSON: Final = "application/json"
 EVENT_STREAM: Final = "text/event-stream"

@@ -3,8 +3,11 @@
 import asyncio
 import base64
 import math
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Final
 
+import numpy as np
+from numpy.typing import NDArray
 from sse_starlette import ServerSentEvent
 
 from pipelines.composition import leaves
@@ -12,11 +15,12 @@ from pipelines.params import image_seed
 from service.engine.events import Event
 from service.engine.job import Job, Outcome, Phase, Point, Preview
 from service.errors import Problem, describe
-from service.pictures import encode_picture
+from service.expressions import leaf_names, node_names
+from service.pictures import ImageFormat, diverging_picture, encode_picture
 from service.registry import Record
-from service.schemas import (
-    ImageFormat,
+from service.schemas.answers import (
     JobInfo,
+    LiftMap,
     Picture,
     PreviewEvent,
     ProgressEvent,
@@ -24,8 +28,10 @@ from service.schemas import (
     SuperposeResponse,
     Timings,
     TrajectoryPoint,
-    component_names,
 )
+
+# The axes of lift maps: images, leaves, rows, columns. Samples that are vectors have no maps.
+_PLANE: Final = 4
 
 
 def job_path(job: Job) -> str:
@@ -38,31 +44,74 @@ def encoded(outcome: Outcome, image_format: ImageFormat) -> list[bytes]:
     return [encode_picture(pixels, image_format) for pixels in outcome.pictures]
 
 
+def named_nodes(job: Job, outcome: Outcome) -> dict[str, NDArray[np.float64]]:
+    """The log-densities of the operators that have one, by their names, parents first."""
+    places, values = node_names(job.expression), outcome.node_log_density
+    return {name: values[path] for path, name in places.items() if path in values}
+
+
+def lift_scale(outcome: Outcome, image: int) -> float:
+    """The nats of a cell in full colour in the lift maps of an image: the largest of all its maps."""
+    maps = outcome.lift_maps
+    return 0.0 if maps is None else float(np.abs(maps[image][np.isfinite(outcome.lift[image])]).max(initial=0.0))
+
+
+def lift_cells(job: Job, outcome: Outcome, image: int, leaf: int) -> NDArray[np.float32] | None:
+    """Where in an image a leaf's lift is, (rows, columns) in nats; None where that is not known.
+
+    Samples that are vectors have no place, and where no step was taken nothing was seen.
+    """
+    maps = outcome.lift_maps
+    known = maps is not None and maps.ndim == _PLANE and job.plan.steps and math.isfinite(outcome.lift[image, leaf])
+    return maps[image, leaf] if maps is not None and known else None
+
+
+def lift_picture(cells: NDArray[np.float32], scale: float) -> bytes:
+    """A lift map as a PNG. Not for the event loop's thread."""
+    return encode_picture(diverging_picture(cells, scale), ImageFormat.PNG)
+
+
 def summary(record: Record, outcome: Outcome) -> SuperposeResponse:
     """What there is to say of a completed composition in few words: pictures as addresses, no trajectory."""
     job = record.job
-    prompts = leaves(job.expression)
-    names = component_names(prompts)
-    calls = job.params.calls
-    weights = outcome.mean_weights.tolist() if calls else [[None] * len(names)] * len(outcome.pictures)
+    names, nodes = leaf_names(leaves(job.expression)), named_nodes(job, outcome)
     return SuperposeResponse(
         id=job.id,
         created=int(job.created),
-        models=list(dict.fromkeys(prompt.model for prompt in prompts)),
+        models=_models(job),
         components=names,
         seed=job.params.seed,
-        images=[
-            Picture(
-                url=f"{job_path(job)}/images/{i}",
-                seed=image_seed(job.params.seed, i),
-                log_density=dict(zip(names, map(_known, outcome.log_density[i].tolist()), strict=True)),
-                weight=dict(zip(names, weights[i], strict=True)),
-                clamp_rate=float(outcome.clamp_rate[i]),
-            )
-            for i in range(len(outcome.pictures))
-        ],
-        timings=Timings(queued_ms=outcome.queued_s * 1e3, run_ms=outcome.run_s * 1e3, steps=calls),
+        images=[_picture(job, outcome, names, nodes, i) for i in range(len(outcome.pictures))],
+        timings=Timings(queued_ms=outcome.queued_s * 1e3, run_ms=outcome.run_s * 1e3, steps=job.plan.calls),
     )
+
+
+def _models(job: Job) -> list[str]:
+    return list(dict.fromkeys(prompt.model for prompt in leaves(job.expression)))
+
+
+def _picture(
+    job: Job, outcome: Outcome, names: Sequence[str], nodes: Mapping[str, NDArray[np.float64]], i: int
+) -> Picture:
+    """An image of an outcome, its picture and maps as addresses."""
+    stepped = job.plan.steps > 0
+    return Picture(
+        url=f"{job_path(job)}/images/{i}",
+        seed=image_seed(job.params.seed, i),
+        log_density=_by_name(names, outcome.log_density[i], known=True),
+        nodes={name: _known(float(values[i])) for name, values in nodes.items()},
+        weight=_by_name(names, outcome.mean_weights[i], known=stepped),
+        lift=_by_name(names, outcome.lift[i], known=stepped),
+        lift_maps=_lift_maps(job, outcome, names, i) if job.ask.keep_lift_maps else None,
+        clamp_rate=float(outcome.clamp_rate[i]),
+        candidate=int(outcome.candidate[i]),
+        survivors=int(outcome.survivors[i]) if job.params.particles > 1 else None,
+    )
+
+
+def _by_name(names: Sequence[str], values: NDArray[np.float64], *, known: bool) -> dict[str, float | None]:
+    """One number a leaf; null for what is not finite, and for all where nothing is known."""
+    return {name: _known(value) if known else None for name, value in zip(names, values.tolist(), strict=True)}
 
 
 def _known(value: float) -> float | None:
@@ -70,13 +119,29 @@ def _known(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
+def _lift_maps(job: Job, outcome: Outcome, names: Sequence[str], i: int) -> dict[str, LiftMap | None]:
+    """Where the lift maps of an image are; null for leaves whose lift is not known."""
+    scale = lift_scale(outcome, i)
+    return {
+        name: None
+        if lift_cells(job, outcome, i, leaf) is None
+        else LiftMap(url=f"{job_path(job)}/lift-maps/{i}/{leaf}", scale=scale)
+        for leaf, name in enumerate(names)
+    }
+
+
 def answer(record: Record, outcome: Outcome) -> str:
     """The whole answer to a completed composition, as JSON. It may be large: not for the event loop's thread."""
     told = summary(record, outcome)
-    if record.body.response_format == "b64_json":
-        for picture, data in zip(told.images, encoded(outcome, record.body.output_format), strict=True):
+    if not record.by_url:
+        for i, (picture, data) in enumerate(zip(told.images, encoded(outcome, record.image_format), strict=True)):
             picture.url, picture.b64_json = None, base64.b64encode(data).decode()
-    if record.body.include_trajectory:
+            for leaf, lift_map in enumerate((picture.lift_maps or {}).values()):
+                cells = lift_cells(record.job, outcome, i, leaf)
+                if lift_map is not None and cells is not None:
+                    drawn = lift_picture(cells, lift_map.scale)
+                    lift_map.url, lift_map.b64_json = None, base64.b64encode(drawn).decode()
+    if record.job.ask.keep_trajectory:
         told.trajectory = [trajectory_point(point) for point in outcome.trajectory]
     return told.model_dump_json()
 
@@ -88,6 +153,7 @@ def trajectory_point(point: Point) -> TrajectoryPoint:
         sigma=point.sigma,
         log_density=[[_known(nats) for nats in row] for row in point.log_density.tolist()],
         weight=point.weights.tolist(),
+        effective_sample_size=None if point.effective is None else point.effective.tolist(),
     )
 
 
@@ -101,16 +167,15 @@ def job_info(record: Record, positions: Mapping[str, int], *, with_result: bool 
     """
     job = record.job
     phase = job.phase
-    prompts = leaves(job.expression)
     info = JobInfo(
         id=job.id,
         status=phase,
         created=int(job.created),
-        models=list(dict.fromkeys(prompt.model for prompt in prompts)),
-        components=component_names(prompts),
+        models=_models(job),
+        components=leaf_names(leaves(job.expression)),
         seed=job.params.seed,
         step=job.index,
-        steps=job.params.calls,
+        steps=job.plan.calls,
         queue_position=positions.get(job.id) if phase is Phase.QUEUED else None,
     )
     if phase is Phase.FAILED:
@@ -151,7 +216,7 @@ async def _told(record: Record, event: Event) -> str:
         case int() as position:
             return QueuedEvent(position=position).model_dump_json()
         case Point() as point:
-            told = ProgressEvent(steps=record.job.params.calls, **trajectory_point(point).model_dump())
+            told = ProgressEvent(steps=record.job.plan.calls, **trajectory_point(point).model_dump())
             return told.model_dump_json()
         case Preview(step=step, pictures=pictures):
             images = [await asyncio.to_thread(encode_picture, pixels, ImageFormat.JPEG) for pixels in pictures]

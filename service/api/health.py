@@ -8,7 +8,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 
 from service.errors import Problem
-from service.schemas import Health
+from service.schemas.answers import Health
 from service.services import ServicesDep
 
 router = APIRouter(tags=["health"])

@@ -12,12 +12,13 @@ from starlette.exceptions import HTTPException
 
 from pipelines.composition import leaves
 from service.api.accept import CSV, joined, prefers_csv
-from service.api.answers import events, job_info, trajectory_point, when_over
+from service.api.answers import events, job_info, lift_cells, lift_picture, lift_scale, trajectory_point, when_over
 from service.api.caller import CallerDep
 from service.engine.job import Job, Outcome, Phase
 from service.errors import Problem
-from service.pictures import encode_picture
-from service.schemas import ImageFormat, JobInfo, JobList, TrajectoryPoint, component_names
+from service.expressions import leaf_names
+from service.pictures import ImageFormat, encode_picture
+from service.schemas.answers import JobInfo, JobList, TrajectoryPoint
 from service.services import ServicesDep
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses={404: {"model": Problem}})
@@ -27,6 +28,17 @@ _IMAGES: Final[dict[int | str, dict[str, Any]]] = {
     200: {"content": {f.media_type: {} for f in ImageFormat}},
     409: {"model": Problem},
 }
+_COLUMNS: Final = (
+    "step",
+    "sigma",
+    "image",
+    "candidate",
+    "particle",
+    "component",
+    "weight",
+    "log_density",
+    "effective_sample_size",
+)
 
 
 @router.get("")
@@ -81,9 +93,40 @@ async def job_image(
     outcome = _outcome(record.job)
     if index >= len(outcome.pictures):
         raise HTTPException(HTTPStatus.NOT_FOUND, f"this job has {len(outcome.pictures)} images; the first is 0")
-    wanted = image_format or record.body.output_format
+    wanted = image_format or record.image_format
     data = await asyncio.to_thread(encode_picture, outcome.pictures[index], wanted)
     return Response(data, media_type=wanted.media_type)
+
+
+@router.get(
+    "/{job_id}/lift-maps/{index}/{component}",
+    responses={200: {"content": {"image/png": {}}}, 409: {"model": Problem}},
+    response_class=Response,
+)
+async def job_lift_map(
+    job_id: JobId,
+    index: Annotated[int, Path(ge=0, description="Which image.")],
+    component: Annotated[int, Path(ge=0, description="Which component, in the answer's order; the first is 0.")],
+    services: ServicesDep,
+) -> Response:
+    """Where in a picture a component is explained, for a request with include_lift_maps.
+
+    Red is above 0, blue below; `X-Superdiff-Scale` tells how many nats a cell in full colour has.
+    """
+    record = services.registry.get(job_id)
+    outcome = _outcome(record.job)
+    if not record.job.ask.keep_lift_maps:
+        raise HTTPException(HTTPStatus.CONFLICT, "this job kept no lift maps; ask for them with include_lift_maps")
+    images, components = outcome.lift.shape
+    if index >= images or component >= components:
+        detail = f"this job has {images} images of {components} components; the first are 0"
+        raise HTTPException(HTTPStatus.NOT_FOUND, detail)
+    cells, scale = lift_cells(record.job, outcome, index, component), lift_scale(outcome, index)
+    if cells is None:
+        raise HTTPException(HTTPStatus.NOT_FOUND, "the lift of this component is not known")
+    drawn = await asyncio.to_thread(lift_picture, cells, scale)
+    headers = {"X-Superdiff-Scale": f"{scale:g}"}
+    return Response(drawn, media_type=ImageFormat.PNG.media_type, headers=headers)
 
 
 @router.get("/{job_id}/trajectory", responses={200: {"content": {CSV: {}}}, 409: {"model": Problem}})
@@ -93,13 +136,12 @@ async def job_trajectory(
     """The weights and log-densities of every step, for a request with include_trajectory; CSV by Accept."""
     record = services.registry.get(job_id)
     outcome = _outcome(record.job)
-    if not record.body.include_trajectory:
+    if not record.job.ask.keep_trajectory:
         detail = "this job kept no trajectory; ask for one with include_trajectory"
         raise HTTPException(HTTPStatus.CONFLICT, detail)
     points = [trajectory_point(point) for point in outcome.trajectory]
     if prefers_csv(joined(accept)):
-        names = component_names(leaves(record.job.expression))
-        return Response(_csv(points, names), media_type=CSV)  # type: ignore[return-value]
+        return Response(_csv(points, record.job), media_type=CSV)  # type: ignore[return-value]
     return points
 
 
@@ -109,12 +151,21 @@ def _outcome(job: Job) -> Outcome:
     return job.result.result()
 
 
-def _csv(points: list[TrajectoryPoint], names: list[str]) -> str:
+def _csv(points: list[TrajectoryPoint], job: Job) -> str:
+    """One line a step, sample and component."""
+    names, candidates = leaf_names(leaves(job.expression)), job.params.candidates
     buffer = io.StringIO()
     writer = csv.writer(buffer)
-    writer.writerow(["step", "sigma", "image", "component", "weight", "log_density"])
+    writer.writerow(_COLUMNS)
     for point in points:
-        for i, (weights, densities) in enumerate(zip(point.weight, point.log_density, strict=True)):
-            for name, weight, density in zip(names, weights, densities, strict=True):
-                writer.writerow([point.step, point.sigma, i, name, weight, density])
+        # After the last step one particle of each candidate is left.
+        particles = len(point.weight) // (job.params.num_images * candidates)
+        for sample, (weights, densities) in enumerate(zip(point.weight, point.log_density, strict=True)):
+            group, particle = divmod(sample, particles)
+            size = None if point.effective_sample_size is None else point.effective_sample_size[group]
+            place = [point.step, point.sigma, *divmod(group, candidates), particle]
+            writer.writerows(
+                [*place, name, weight, density, size]
+                for name, weight, density in zip(names, weights, densities, strict=True)
+            )
     return buffer.getvalue()

@@ -6,7 +6,7 @@ from fastapi import APIRouter
 
 from pipelines.catalog import Catalog
 from service.errors import Problem
-from service.schemas import ModelInfo, ModelList, Space
+from service.schemas.answers import ModelInfo, ModelList, Space
 from service.services import ServicesDep
 
 router = APIRouter(prefix="/v1", tags=["models"])

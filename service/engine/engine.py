@@ -8,9 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Final, Self
 
-from pipelines.composition import Expression
 from pipelines.memory import give_back_memory
-from pipelines.params import SamplingParams
+from pipelines.plan import Plan
 from service.engine.executor import Executor
 from service.engine.job import Ask, CancelledJobError, DeadlineError, EngineStoppedError, Job, Outcome, Phase, Source
 from service.engine.metrics import Metrics
@@ -117,10 +116,8 @@ class Engine:
             order = self._scheduler.order(time.monotonic())
         return {job.id: place for place, job in enumerate(order)}
 
-    def submit(
-        self, expression: Expression, params: SamplingParams, ask: Ask | None = None, source: Source | None = None
-    ) -> Job:
-        """Queue a request that :func:`pipelines.sampler.check` has passed, with its known picture if it has one.
+    def submit(self, plan: Plan, ask: Ask | None = None, source: Source | None = None) -> Job:
+        """Queue a request, with its known picture if it has one.
 
         Returns:
             The job; its ``result`` resolves to an :class:`Outcome`.
@@ -129,17 +126,19 @@ class Engine:
             QueueFullError: There is no place; says when to come again.
             EngineStoppedError: The engine is stopping.
         """
-        job = Job(expression, params, self._executor.parts(expression, params), ask or Ask(), source)
+        job = Job(plan, ask or Ask(), source)
         with self._wake:
             if not self._open:
                 raise EngineStoppedError("the service is shutting down")
+            # A model that there is not is refused here, before the job has a place in the queue.
+            self._executor.hold(job)
             try:
                 self._scheduler.submit(job)
             except QueueFullError as error:
+                self._executor.release(job, unload=False)
                 self.metrics.refused.inc()
                 error.retry_after_s = self._next_departure()
                 raise
-            self._executor.hold(job)
             self._tell_positions(time.monotonic())
             self._wake.notify_all()
         return job

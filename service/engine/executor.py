@@ -14,27 +14,17 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipelines.canvas import Canvas
+from pipelines.card import Shape
 from pipelines.catalog import Catalog
-from pipelines.composition import Expression, leaves
+from pipelines.draws import Draw, NoiseSource
 from pipelines.errors import NonFiniteError
-from pipelines.layout import Row, lay_out
-from pipelines.model import Condition, Model, Shape
-from pipelines.params import SamplingParams
-from pipelines.sampler import (
-    NoiseSource,
-    SamplerState,
-    Samples,
-    estimate,
-    evaluate,
-    finish,
-    prepare,
-    sample_shape,
-    step,
-)
+from pipelines.model import Condition, Model
+from pipelines.networks import Answer, evaluate
+from pipelines.plan import Plan, Row
+from pipelines.sampler import SamplerState, Samples, finish, prepare, step
 from service.engine.bounds import LeastRecentlyUsed, RowBudget, RunAhead, out_of_memory
 from service.engine.job import Job, Outcome, Phase, Point, Preview, Source
 from service.engine.metrics import Metrics
-from service.engine.pace import Parts
 
 _LOG: Final = logging.getLogger(__name__)
 _CACHED_CONDITIONS: Final = 1024
@@ -66,30 +56,21 @@ class Executor:
         # Noise for the next step is drawn while the network computes this one.
         self._drawing = ThreadPoolExecutor(1, "superdiff-noise")
 
-    def parts(self, expression: Expression, params: SamplingParams) -> Parts:
-        """How many network rows a request needs at every step, by model and sample shape; any thread may ask."""
-        models = self._models([expression])
-        layout, _ = lay_out(expression, params, models)
-        shape = sample_shape(expression, params, models)
-        asked = Counter((row.model, shape) for row in layout.rows)
-        return {part: count * params.num_images for part, count in asked.items()}
-
     def hold(self, job: Job) -> None:
         """Keep the job's models loaded until :meth:`release`; any thread may ask."""
-        self._catalog.hold({leaf.model for leaf in leaves(job.expression)})
+        self._catalog.hold(job.plan.models)
 
     def release(self, job: Job, *, unload: bool = True) -> None:
         """Undo :meth:`hold`; see :meth:`Catalog.release`."""
-        self._catalog.release({leaf.model for leaf in leaves(job.expression)}, unload=unload)
+        self._catalog.release(job.plan.models, unload=unload)
 
     def start(self, job: Job) -> None:
         """Encode the prompts, fix the course, draw z_T."""
         job.started, job.phase = time.monotonic(), Phase.RUNNING
-        models = self._models([job.expression])
-        shape = sample_shape(job.expression, job.params, models)
-        job.noise = NoiseSource(job.params, shape)
-        canvas = None if job.source is None else _canvas(job.source, job.expression, models, shape)
-        job.state = prepare(job.expression, job.params, models, job.noise.draw(), self._encode, canvas)
+        models = self._models([job])
+        job.noise = NoiseSource(job.params, job.plan.shape)
+        canvas = None if job.source is None else _canvas(job.source, job.plan, models)
+        job.state = prepare(job.plan, models, job.noise.draw(), self._encode, canvas)
         self._draw_ahead(job)
 
     def advance(self, jobs: Sequence[Job]) -> None:
@@ -104,14 +85,13 @@ class Executor:
             groups.setdefault((state.z.shape[1:], state.z.device), []).append(job)
         for group in groups.values():
             before = [_state(job) for job in group]
-            models = self._models([job.expression for job in group])
+            models = self._models(group)
             answers = self._evaluate(before, models)
-            noise = [_noise(job) for job in group]
-            after = step(before, answers, noise)
-            for job, old, new, drawn in zip(group, before, after, noise, strict=True):
-                job.state, job.pending = new, None
+            after = step(before, answers, [_draw(job) for job in group])
+            for job, state in zip(group, after, strict=True):
+                job.state, job.pending = state, None
                 self._draw_ahead(job)
-                self._tell(job, old, new, drawn)
+                self._tell(job, state)
             self._run_ahead.queued(before[0].z.device, frozenset(models))
 
     def decode(self, jobs: Sequence[Job]) -> list[tuple[Job, Outcome | Exception]]:
@@ -141,16 +121,16 @@ class Executor:
 
     def decode_key(self, job: Job) -> Hashable:
         """What jobs must share to be decoded together."""
-        return leaves(job.expression)[0].model, _state(job).z.shape[1:]
+        return job.plan.lead, job.plan.shape
 
     def close(self) -> None:
         """End the thread that draws noise."""
         self._drawing.shutdown(cancel_futures=True)
 
-    def _evaluate(self, states: Sequence[SamplerState], models: Mapping[str, Model]) -> list[Tensor]:
+    def _evaluate(self, states: Sequence[SamplerState], models: Mapping[str, Model]) -> list[Answer]:
         asked = Counter[str]()
         for state in states:
-            for row in state.layout.rows:
+            for row in state.plan.rows:
                 asked[row.model] += len(state.z)
         # What fits depends on the network and on the pictures' size; one's shortage must not slow the others down.
         budgets = {name: self._budget(name, states[0].z.shape[1:]) for name in asked}
@@ -176,7 +156,7 @@ class Executor:
         models: Mapping[str, Model],
         budgets: Mapping[str, RowBudget],
         asked: Mapping[str, int],
-    ) -> list[Tensor] | None:
+    ) -> list[Answer] | None:
         """The networks' answers, or None where memory ran out and smaller budgets may help."""
         try:
             return evaluate(states, models, {name: budget.rows for name, budget in budgets.items()})
@@ -202,36 +182,36 @@ class Executor:
         half = -(-len(z) // 2)
         return torch.cat([self._within_memory(act, part) for part in (z[:half], z[half:])])
 
-    def _tell(self, job: Job, before: SamplerState, after: SamplerState, noise: Tensor) -> None:
+    def _tell(self, job: Job, state: SamplerState) -> None:
         """Record the step for those who asked; reading waits for the device, so nothing is read that nobody wants."""
         watched = job.channel.watched
         if job.ask.keep_trajectory or watched:
-            point = _point(after)
-            if job.ask.keep_trajectory:
+            point = _point(state)
+            if job.ask.keep_trajectory and state.index <= state.schedule.steps:
                 job.points.append(point)
             job.channel.publish("progress", point)
         every = job.ask.preview_every
-        if watched and every and after.index % every == 0 and not after.done:
+        if watched and every and state.index % every == 0 and state.index < state.schedule.steps:
             try:
-                pictures = _pixels(self._decoder(job).preview(estimate(before, after, noise))).numpy()
+                first = state.followed[:: job.params.candidates * job.params.particles]
+                pictures = _pixels(self._decoder(job).preview(first)).numpy()
             except Exception:
                 # A preview is a courtesy: without it the job is still whole.
                 _LOG.exception("no preview of job %s", job.id)
             else:
-                job.channel.publish("preview", Preview(after.index, pictures))
+                job.channel.publish("preview", Preview(state.index, pictures))
 
     def _draw_ahead(self, job: Job) -> None:
-        """Start drawing the noise of the job's next step; the last one adds none, so none is drawn for it."""
+        """Start drawing the randomness of the job's next step, if it needs any."""
         state = _state(job)
-        if job.noise is not None and state.index < state.schedule.steps - 1:
+        if job.noise is not None and not state.done and state.draws:
             job.pending = self._drawing.submit(job.noise.draw)
 
     def _decoder(self, job: Job) -> Model:
-        return self._catalog.get(leaves(job.expression)[0].model)
+        return self._catalog.get(job.plan.lead)
 
-    def _models(self, expressions: Iterable[Expression]) -> Mapping[str, Model]:
-        names = dict.fromkeys(leaf.model for expression in expressions for leaf in leaves(expression))
-        return {name: self._catalog.get(name) for name in names}
+    def _models(self, jobs: Iterable[Job]) -> Mapping[str, Model]:
+        return {name: self._catalog.get(name) for name in dict.fromkeys(n for job in jobs for n in job.plan.models)}
 
     def _encode(self, row: Row) -> Condition:
         self._metrics.prompts.labels("hit" if row in self._conditions else "miss").inc()
@@ -245,8 +225,9 @@ def _state(job: Job) -> SamplerState:
     return job.state
 
 
-def _noise(job: Job) -> Tensor:
-    return torch.zeros_like(_state(job).z) if job.pending is None else job.pending.result()
+def _draw(job: Job) -> Draw:
+    state = _state(job)
+    return Draw.nothing(state.z, len(state.effective)) if job.pending is None else job.pending.result()
 
 
 def _pixels(pictures: Tensor) -> Tensor:
@@ -271,26 +252,31 @@ def _blended(drawn: NDArray[np.uint8], job: Job) -> NDArray[np.uint8]:
     return drawn[:, : source.height, : source.width]
 
 
-def _canvas(source: Source, expression: Expression, models: Mapping[str, Model], shape: Shape) -> Canvas:
+def _canvas(source: Source, plan: Plan, models: Mapping[str, Model]) -> Canvas:
     """The known picture as the sampler wants it: a cell of its sample is painted if any of its pixels is."""
     image = torch.from_numpy(source.pixels).permute(2, 0, 1).unsqueeze(0).float() / 255
     mask = None if source.mask is None else torch.from_numpy(source.mask)[None, None] / 255
-    model = models[leaves(expression)[0].model]
-    painting = {name: models[name] for name in dict.fromkeys(leaf.model for leaf in leaves(expression))}
+    model, shape = models[plan.lead], plan.shape
     return Canvas(
         clean=model.encode(image),
         mask=None if mask is None else functional.adaptive_max_pool2d(mask, shape[-2:]).to(model.device),
-        conditions={name: painter.painted(shape, image, mask) for name, painter in painting.items()},
+        conditions={name: models[name].painted(shape, image, mask) for name in plan.models},
         retrace=source.retrace,
     )
 
 
 def _outcome(job: Job, samples: Samples, pictures: NDArray[np.uint8]) -> Outcome:
+    keep_maps = job.ask.keep_lift_maps
     return Outcome(
         pictures=pictures,
         log_density=samples.log_density.cpu().numpy(),
+        node_log_density={path: value.cpu().numpy() for path, value in samples.node_log_density.items()},
         mean_weights=samples.mean_weights.cpu().numpy(),
         clamp_rate=samples.clamp_rate.cpu().numpy(),
+        lift=samples.lift.cpu().numpy(),
+        lift_maps=samples.lift_maps.float().cpu().numpy() if keep_maps and samples.lift_maps is not None else None,
+        candidate=samples.candidate.cpu().numpy(),
+        survivors=samples.survivors.cpu().numpy(),
         trajectory=tuple(job.points),
         queued_s=job.started - job.submitted,
         run_s=time.monotonic() - job.started,
@@ -300,7 +286,8 @@ def _outcome(job: Job, samples: Samples, pictures: NDArray[np.uint8]) -> Outcome
 def _point(state: SamplerState) -> Point:
     return Point(
         step=state.index,
-        sigma=float(state.schedule.sigmas[state.index]),
+        sigma=state.reached,
         weights=np.array(state.weights.cpu()),
         log_density=np.array(state.log_density.cpu()),
+        effective=np.array(state.effective.cpu()) if state.plan.params.particles > 1 else None,
     )

@@ -3,17 +3,19 @@
 import math
 import time
 import uuid
+from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
-from pipelines.composition import Expression
+from pipelines.composition import Expression, Path
+from pipelines.draws import Draw, NoiseSource
 from pipelines.params import SamplingParams
-from pipelines.sampler import NoiseSource, SamplerState
+from pipelines.plan import Plan
+from pipelines.sampler import SamplerState
 from service.engine.events import Channel
 from service.engine.pace import Parts
 from service.engine.scheduler import DEFAULT_PRIORITY
@@ -44,19 +46,21 @@ class Phase(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """The weights and log-densities after one step; (images, components) each.
+    """The weights and log-densities after one step.
 
     Attributes:
-        step: Steps taken.
+        step: Network calls made.
         sigma: The noise level reached.
-        weights: κ of the step.
-        log_density: log q in nats.
+        weights: (samples, leaves) the leaves' coefficients in the step.
+        log_density: (samples, leaves) log q in nats.
+        effective: (images × candidates,) the particles' effective sample size before resampling; None without any.
     """
 
     step: int
     sigma: float
     weights: NDArray[np.float64]
     log_density: NDArray[np.float64]
+    effective: NDArray[np.float64] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +77,14 @@ class Outcome:
 
     Attributes:
         pictures: (images, height, width, 3) RGB.
-        log_density: (images, components) in nats.
-        mean_weights: (images, components).
-        clamp_rate: (images,) the share of steps at which AND's weights were held back.
+        log_density: (images, leaves) in nats.
+        node_log_density: Where each operator with a log-density is → (images,) in nats.
+        mean_weights: (images, leaves).
+        clamp_rate: (images,) the share of steps at which balanced AND's weights were held back.
+        lift: (images, leaves) log q_i − log q_u of the picture in nats; NaN where it is not known.
+        lift_maps: (images, leaves, …) the same by cell; None unless asked for.
+        candidate: (images,) which candidate each picture is.
+        survivors: (images,) from how many first particles the last ones descend.
         trajectory: One point a step; empty unless asked for.
         queued_s: Seconds from submission to the first step.
         run_s: Seconds from then to the decoded picture.
@@ -83,8 +92,13 @@ class Outcome:
 
     pictures: NDArray[np.uint8]
     log_density: NDArray[np.float64]
+    node_log_density: Mapping[Path, NDArray[np.float64]]
     mean_weights: NDArray[np.float64]
     clamp_rate: NDArray[np.float64]
+    lift: NDArray[np.float64]
+    lift_maps: NDArray[np.float32] | None
+    candidate: NDArray[np.int64]
+    survivors: NDArray[np.int64]
     trajectory: tuple[Point, ...]
     queued_s: float
     run_s: float
@@ -126,6 +140,7 @@ class Ask:
         priority: 0 to 9; higher runs earlier.
         timeout_s: After how many seconds the answer is worthless.
         keep_trajectory: Whether to record every step.
+        keep_lift_maps: Whether to keep the lift of every cell.
         preview_every: Every how many steps to show a preview to listeners; 0 for never.
     """
 
@@ -133,6 +148,7 @@ class Ask:
     priority: int = DEFAULT_PRIORITY
     timeout_s: float = math.inf
     keep_trajectory: bool = False
+    keep_lift_maps: bool = False
     preview_every: int = 0
 
 
@@ -142,9 +158,7 @@ class Job:
     stands below ``steps_taken`` is for that thread alone.
 
     Attributes:
-        expression: What to compose.
-        params: How.
-        parts: Network rows that it needs at every step, by model and sample shape.
+        plan: What it comes to.
         ask: What its caller wants besides.
         source: The known picture, if there is one.
         id: Unlike any other.
@@ -163,9 +177,7 @@ class Job:
         points: Its trajectory so far.
     """
 
-    expression: Expression
-    params: SamplingParams
-    parts: Parts
+    plan: Plan
     ask: Ask = field(default_factory=Ask)
     source: Source | None = None
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
@@ -180,12 +192,27 @@ class Job:
     steps_taken: int = 0
     state: SamplerState | None = None
     noise: NoiseSource | None = None
-    pending: "Future[Tensor] | None" = None
+    pending: "Future[Draw] | None" = None
     points: list[Point] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         """Mark the result as running: then only the engine can end it, and no two threads race to."""
         self.result.set_running_or_notify_cancel()
+
+    @property
+    def expression(self) -> Expression:
+        """What to compose."""
+        return self.plan.expression
+
+    @property
+    def params(self) -> SamplingParams:
+        """How to sample."""
+        return self.plan.params
+
+    @property
+    def parts(self) -> Parts:
+        """Network rows that it needs at every step, by model and sample shape."""
+        return self.plan.parts
 
     @property
     def caller(self) -> str:
@@ -204,7 +231,7 @@ class Job:
 
     @property
     def index(self) -> int:
-        """Steps taken; any thread may ask."""
+        """Network calls made; any thread may ask."""
         state = self.state
         return self.steps_taken if state is None else state.index
 
@@ -215,8 +242,8 @@ class Job:
 
     @property
     def left(self) -> int:
-        """Steps still to take."""
-        return self.params.calls - self.index
+        """Network calls still to make."""
+        return self.plan.calls - self.index
 
     @property
     def stepped(self) -> bool:
@@ -245,7 +272,8 @@ class Job:
             return 0
         outcome = self.result.result()
         points = sum(point.weights.nbytes + point.log_density.nbytes for point in outcome.trajectory)
-        return outcome.pictures.nbytes + points
+        maps = 0 if outcome.lift_maps is None else outcome.lift_maps.nbytes
+        return outcome.pictures.nbytes + points + maps
 
     def cancel(self) -> None:
         """Ask the engine to drop the job; harmless at any time and more than once."""

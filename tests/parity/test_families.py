@@ -16,17 +16,20 @@ from diffusers import (
 )
 
 from pipelines.canvas import Canvas
-from pipelines.composition import And, Prompt
+from pipelines.card import Guidance
+from pipelines.composition import And, Method, Prompt
+from pipelines.draws import NoiseSource
 from pipelines.errors import InvalidInputError, ModelLoadError
 from pipelines.families.flow_matching import Flux, StableDiffusion3
 from pipelines.families.pixart import PixArt, PixArtAlpha
 from pipelines.families.stable_diffusion import StableDiffusion
 from pipelines.families.stable_diffusion_xl import StableDiffusionXL
 from pipelines.kernel import Kernel
-from pipelines.model import Guidance, LoadOptions
+from pipelines.model import LoadOptions
+from pipelines.networks import denoise
 from pipelines.noise import Grid, flow_time, karras_sigmas
 from pipelines.params import SamplingParams
-from pipelines.sampler import NoiseSource, sample
+from pipelines.sampler import sample
 from tests.pipelines.families import tiny
 
 CPU = torch.device("cpu")
@@ -89,12 +92,12 @@ def test_a_deterministic_run_equals_diffusers(pair, guidance, width, height, ima
     if theirs.scheduler.config.get("rescale_betas_zero_snr"):
         pytest.skip("diffusers' Euler has another table at zero terminal SNR; see the test of single forwards")
     params = params_of(ours, guidance, width, height, images)
-    shape = ours.sample_shape(width, height)
+    shape = ours.card.sample_shape(width, height)
     if ours.card.grid is Grid.OWN:
         sigmas = ours.own_sigmas(STEPS, shape)
     else:
         sigmas = karras_sigmas(STEPS, ours.card.sigma_min, ours.card.sigma_max)
-    noise = NoiseSource(params, shape).draw()
+    noise = NoiseSource(params, shape).draw().normals
     latents, their_sigmas = in_their_coordinates(ours, theirs, noise, sigmas)
     options = {
         "prompt": ["a red circle"] * images,
@@ -144,12 +147,12 @@ def test_image_to_image_equals_diffusers(editor, strength):
     width, height = 24, 16
     params = replace(params_of(ours, 5.0 if ours.card.guidance is not Guidance.NONE else 1.0), strength=strength)
     params = replace(params, width=width, height=height)
-    shape = ours.sample_shape(width, height)
+    shape = ours.card.sample_shape(width, height)
     if ours.card.grid is Grid.OWN:
         sigmas = ours.own_sigmas(STEPS, shape)
     else:
         sigmas = karras_sigmas(STEPS, ours.card.sigma_min, ours.card.sigma_max)
-    noise = NoiseSource(params, shape).draw()
+    noise = NoiseSource(params, shape).draw().normals
     clean = ours.encode(torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(1)))
     _, their_sigmas = in_their_coordinates(ours, theirs, noise, sigmas)
     options = {
@@ -192,13 +195,13 @@ def test_rows_do_not_depend_on_their_company(pair):
     condition = dict(ours.encode_prompts(["a cat", "", "a red circle"]))
     if ours.card.guidance is Guidance.DISTILLED:
         condition["guidance"] = torch.tensor([1.0, 3.5, 7.0])
-    together = ours.denoised(z, sigma, condition)
+    together = ours.predict_noise(z, sigma, condition)
     for i, text in enumerate(["a cat", "", "a red circle"]):
         alone = dict(ours.encode_prompts([text]))
         torch.testing.assert_close(alone["encoder_hidden_states"], condition["encoder_hidden_states"][i : i + 1])
         row = {key: value[i : i + 1] for key, value in condition.items()}
         torch.testing.assert_close(
-            ours.denoised(z[i : i + 1], sigma[i : i + 1], row), together[i : i + 1], rtol=1e-4, atol=1e-4
+            ours.predict_noise(z[i : i + 1], sigma[i : i + 1], row), together[i : i + 1], rtol=1e-4, atol=1e-4
         )
 
 
@@ -220,7 +223,7 @@ def test_the_own_grid_is_what_diffusers_would_set(tmp_path, make, size):
     ours = family.load(tmp_path / "flow", CPU, torch.float32)
     width, height = size
     theirs("a cat", width=width, height=height, num_inference_steps=7, output_type="latent")
-    grid = ours.own_sigmas(7, ours.sample_shape(width, height))
+    grid = ours.own_sigmas(7, ours.card.sample_shape(width, height))
     # Theirs begins at time 1, pure noise, where σ is infinite; ours at the largest σ there is.
     expected = theirs.scheduler.sigmas.double()
     torch.testing.assert_close(flow_time(grid)[1:], expected[1:], rtol=0, atol=1e-6)
@@ -232,7 +235,7 @@ def test_a_long_grid_of_a_flow_model_falls_from_the_first_level(tmp_path):
     tiny.stable_diffusion_3(tmp_path / "sd3")
     ours = StableDiffusion3.load(tmp_path / "sd3", CPU, torch.float32)
     for steps in (60, 250):
-        grid = ours.own_sigmas(steps, ours.sample_shape(16, 16))
+        grid = ours.own_sigmas(steps, ours.card.sample_shape(16, 16))
         assert len(grid) == steps + 1
         assert grid[0] == pytest.approx(ours.card.sigma_max)
         assert (grid.diff() < 0).all()
@@ -243,9 +246,9 @@ def test_a_picture_beyond_the_table_of_positions_is_refused(tmp_path):
     ours = StableDiffusion3.load(tmp_path / "sd3", CPU, torch.float32)
     config = theirs.transformer.config
     most = config.pos_embed_max_size * config.patch_size * theirs.vae_scale_factor
-    assert ours.sample_shape(most, 16)
+    assert ours.card.sample_shape(most, 16)
     with pytest.raises(InvalidInputError, match=f"width must be at most {most}"):
-        ours.sample_shape(most + ours.card.multiple, 16)
+        ours.card.sample_shape(most + ours.card.multiple, 16)
 
 
 def test_xl_s_autoencoder_stays_exact_in_float16(tmp_path):
@@ -268,12 +271,12 @@ def test_at_zero_terminal_snr_single_forwards_are_what_the_schedule_says(tmp_pat
         with torch.no_grad():
             velocity = theirs.unet(x, timestep, condition["encoder_hidden_states"]).sample
         expected = float(alpha) * x - float(level) * velocity
-        got = ours.denoised(x / float(alpha), (level / alpha).reshape(1), condition)
+        got = denoise(ours, x / float(alpha), (level / alpha).reshape(1), condition)
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_pixart_that_is_told_its_pictures_size_hears_it_as_diffusers_tells_it(tmp_path):
-    theirs = tiny.pixart(tmp_path / "alpha", kind=PixArtAlphaPipeline, told_sizes=True)
+    theirs = tiny.pixart(tmp_path / "alpha", kind=PixArtAlphaPipeline, size_inputs=True)
     ours = PixArtAlpha.load(tmp_path / "alpha", CPU, torch.float32)
     x = torch.randn(2, 4, 8, 12, generator=torch.Generator().manual_seed(0))
     states, words, _, _ = theirs.encode_prompt(["a cat", "a dog"], False, device=CPU, max_sequence_length=120)
@@ -285,7 +288,7 @@ def test_a_pixart_that_is_told_its_pictures_size_hears_it_as_diffusers_tells_it(
     sigma = ours._path._table.sigmas[500].expand(2)
     scale = (1 + sigma**2).sqrt().float()[:, None, None, None]
     expected = x * scale - sigma.float()[:, None, None, None] * output
-    got = ours.denoised(x * scale, sigma, ours.encode_prompts(["a cat", "a dog"]))
+    got = denoise(ours, x * scale, sigma, ours.encode_prompts(["a cat", "a dog"]))
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -310,8 +313,9 @@ def test_architectures_over_one_autoencoder_compose(tmp_path):
         "pixart": PixArt.load(tmp_path / "pixart", CPU, torch.float32),
         "sd": StableDiffusion.load(tmp_path / "sd", CPU, torch.float32),
     }
+    expression = And((Prompt("a cat", "pixart"), Prompt("a dog", "sd")), method=Method.BALANCED)
     params = SamplingParams(steps=4, guidance_scale=3.0, width=16, height=16)
-    drawn = sample(And((Prompt("a cat", "pixart"), Prompt("a dog", "sd"))), params, models)
+    drawn = sample(expression, params, models)
     torch.testing.assert_close(drawn.log_density[:, 0], drawn.log_density[:, 1], rtol=1e-6, atol=1e-6)
 
 
@@ -320,5 +324,5 @@ def test_what_a_family_does_not_know_is_refused(tmp_path):
     models = {"m": Flux.load(tmp_path / "schnell", CPU, torch.float32)}
     with pytest.raises(InvalidInputError, match="guidance_scale must be 1"):
         sample(Prompt("a cat", "m"), SamplingParams(steps=1, guidance_scale=3), models)
-    with pytest.raises(InvalidInputError, match="no guidance to lead away by"):
+    with pytest.raises(InvalidInputError, match="no guidance that a negative prompt could act on"):
         sample(Prompt("a cat", "m"), SamplingParams(steps=1, guidance_scale=1, negative_prompt="dark"), models)

@@ -5,12 +5,14 @@ import torch
 from diffusers import EulerDiscreteScheduler
 
 from pipelines.composition import Prompt
+from pipelines.draws import NoiseSource
 from pipelines.families.stable_diffusion import StableDiffusion
 from pipelines.families.unconditional import Unconditional
 from pipelines.kernel import Kernel
+from pipelines.networks import denoise
 from pipelines.noise import karras_sigmas
 from pipelines.params import SamplingParams
-from pipelines.sampler import NoiseSource, sample
+from pipelines.sampler import sample
 from tests.pipelines.families import tiny
 
 CPU = torch.device("cpu")
@@ -41,7 +43,7 @@ def test_a_deterministic_run_equals_diffusers_euler(pair, guidance, width, heigh
     # diffusers' own Karras grid, made from the same ends.
     theirs.scheduler = EulerDiscreteScheduler.from_config(theirs.scheduler.config)
     sigmas = karras_sigmas(steps, ours.card.sigma_min, ours.card.sigma_max)
-    noise = NoiseSource(params, ours.sample_shape(width, height)).draw()
+    noise = NoiseSource(params, ours.card.sample_shape(width, height)).draw().normals
     # The pipeline multiplies by its scheduler's initial σ, √(σ_max² + 1) or σ_max.
     theirs.scheduler.set_timesteps(sigmas=sigmas.tolist())
     latents = noise * sigmas[0].float() / theirs.scheduler.init_noise_sigma
@@ -91,6 +93,6 @@ def test_unconditional_denoises_as_diffusers_scheduler_says(tmp_path, channels):
         expected = (x - (1 - cumulative[timestep]).sqrt() * output) / cumulative[timestep].sqrt()
         sigma = ((1 - cumulative[timestep]) / cumulative[timestep]).sqrt().double()
         z = x / cumulative[timestep].sqrt()
-        got = ours.denoised(z, sigma.expand(3), {})
+        got = denoise(ours, z, sigma.expand(3), {})
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4 * float(sigma) + 1e-5)
     assert ours.decode(x).shape == (3, 3, 8, 8)

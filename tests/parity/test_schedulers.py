@@ -4,10 +4,12 @@ import pytest
 import torch
 from diffusers import DDPMScheduler, EulerAncestralDiscreteScheduler, EulerDiscreteScheduler
 
+from pipelines.composition import Prompt
 from pipelines.kernel import Kernel, transitions
+from pipelines.mixing import compile_program
 from pipelines.noise import noise_table
-from pipelines.prediction import Prediction, to_denoised
-from pipelines.superposition import Operator, Rule, superpose
+from pipelines.prediction import Prediction, to_noise
+from pipelines.superposition import Course, Rule, superpose
 
 CONFIG = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 KINDS = ("epsilon", "v_prediction", "sample")
@@ -18,18 +20,11 @@ def our_step(z, output, noise, kind, sigmas, kernel):
     """One step of one component from sigmas[0] to sigmas[1], float64."""
     h, v = transitions(kernel, sigmas, torch.zeros(1))
     sigma = sigmas[:1].expand(len(z))
-    denoised = to_denoised(Prediction(kind), output, z, sigma)
-    one = torch.ones(len(z), 1, dtype=torch.float64)
-    rule = Rule(
-        torch.full((len(z),), int(Operator.AVERAGE)),
-        torch.ones(len(z), 1, dtype=torch.bool),
-        one,
-        one[:, 0],
-        one[:, 0],
-        torch.zeros(len(z), 1, 0, dtype=torch.float64),
-    )
-    at = (x.expand(len(z)) for x in (h, v))
-    return superpose(z, torch.zeros(len(z), 1, dtype=torch.float64), denoised[:, None], noise, sigma, *at, rule).z
+    predicted = to_noise(Prediction(kind), output, z, sigma)
+    rule = Rule.join([(compile_program(Prompt("", "m"), ()), len(z), 1.0)])
+    course = Course(sigma, *(x.expand(len(z)) for x in (h, v, torch.zeros(1, dtype=torch.float64))))
+    log_q = torch.zeros(len(z), 1, dtype=torch.float64)
+    return superpose(z, log_q, predicted[:, None], noise, course, rule).z
 
 
 def draws():

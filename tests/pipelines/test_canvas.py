@@ -6,15 +6,18 @@ import pytest
 import torch
 
 from pipelines.canvas import Canvas
-from pipelines.composition import And, Average, Or, Prompt
+from pipelines.composition import And, Average, Not, Or, Prompt
+from pipelines.draws import NoiseSource
 from pipelines.errors import InvalidInputError
 from pipelines.families.analytic import AnalyticModel, GaussianMixture
 from pipelines.kernel import Kernel
+from pipelines.networks import evaluate
 from pipelines.params import SamplingParams
-from pipelines.sampler import NoiseSource, evaluate, prepare, sample, step
+from pipelines.sampler import prepare, sample, step
+from tests.pipelines.mixtures import balanced, plan_of
 
 A, B = Prompt("", "a"), Prompt("", "b")
-EXPRESSIONS = [A, Or((A, B)), And((A, B)), Average((A, B))]
+EXPRESSIONS = [A, Or((A, B)), And((A, B)), balanced((A, B)), Average((A, B)), And((A, Not(Or((A, B)), 0.5)))]
 
 
 def mixture(seed, dimension=2, modes=3):
@@ -57,14 +60,15 @@ def test_the_kept_part_is_the_picture_noised_at_every_level(kernel):
     asked = params(num_images=4000, kernel=kernel)
     source = NoiseSource(asked, (2,))
     canvas = Canvas(CLEAN, torch.tensor([[1.0, 0.0]]))
-    state = prepare(A, asked, models(), source.draw(), canvas=canvas)
+    held = models()
+    state = prepare(plan_of(A, asked, held, on_canvas=True), held, source.draw(), canvas=canvas)
     while not state.done:
         sigma = float(state.schedule.sigmas[state.index])
         seen = (state.z[:, 1] - CLEAN[0, 1]) / sigma
         # Four standard errors of a mean and of a standard deviation of 4,000.
         assert abs(float(seen.mean())) < 4 / math.sqrt(4000)
         assert float(seen.std()) == pytest.approx(1, abs=4 / math.sqrt(8000))
-        (state,) = step([state], evaluate([state], models()), [source.draw()])
+        (state,) = step([state], evaluate([state], held), [source.draw()])
 
 
 def test_where_parts_are_independent_the_painted_one_follows_its_own_density():
@@ -84,14 +88,15 @@ def test_where_parts_are_independent_the_painted_one_follows_its_own_density():
 
 
 def test_steps_and_beginning_follow_the_strength():
+    held = models()
     for strength, calls in ((1.0, 20), (0.5, 10), (0.29, 5), (0.05, 1), (0.04, 0), (0.0, 0)):
         asked = params(strength=strength)
         assert asked.calls == calls
         noise = NoiseSource(asked, (2,)).draw()
-        state = prepare(A, asked, models(), noise, canvas=Canvas(CLEAN))
+        state = prepare(plan_of(A, asked, held, on_canvas=True), held, noise, canvas=Canvas(CLEAN))
         assert state.schedule.steps == calls
-        sigma = float(prepare(A, params(), models(), noise).schedule.sigmas[20 - calls])
-        expected = sigma * noise + (CLEAN if strength < 1 else 0)
+        sigma = float(prepare(plan_of(A, params(), held), held, noise).schedule.sigmas[20 - calls])
+        expected = sigma * noise.normals + (CLEAN if strength < 1 else 0)
         torch.testing.assert_close(state.z, expected)
     assert SamplingParams(steps=100, strength=0.29).calls == 29
 
@@ -135,11 +140,11 @@ def test_the_density_of_a_picture_approaches_the_truth(dimension):
 
 
 def test_retracing_leads_back_to_the_picture_whatever_the_components_say():
-    state = prepare(
-        Average((A, B)), params(), models(), NoiseSource(params(), (2,)).draw(), canvas=Canvas(CLEAN, retrace=True)
-    )
+    held = models()
+    plan = plan_of(Average((A, B)), params(), held, on_canvas=True, retrace=True)
+    state = prepare(plan, held, NoiseSource(params(), (2,)).draw(), canvas=Canvas(CLEAN, retrace=True))
     source = NoiseSource(params(seed=9), (2,))
     for _ in range(19):
-        (state,) = step([state], evaluate([state], models()), [source.draw()])
+        (state,) = step([state], evaluate([state], held), [source.draw()])
     # Before the last step: the picture with noise of the last level over it, six standard deviations at most.
     assert ((state.z - CLEAN).abs() < 6 * float(state.schedule.sigmas[19])).all()

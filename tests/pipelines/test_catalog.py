@@ -9,14 +9,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from pipelines.catalog import Catalog, Defaults, MemoryPolicy
-from pipelines.composition import Prompt
+from pipelines.card import DEFAULT_GUIDANCE_SCALES, DEFAULT_GUIDANCE_START, Defaults, Guidance
+from pipelines.catalog import Catalog
+from pipelines.composition import And, Or, Prompt
 from pipelines.entry import BUILTIN_FOLDER, BUILTIN_MODELS, FAMILIES, Entry, Family
 from pipelines.errors import CatalogError, ModelLoadError, UnknownModelError
 from pipelines.families.stable_diffusion import StableDiffusion
 from pipelines.families.unconditional import Unconditional
 from pipelines.kernel import Kernel
 from pipelines.params import SamplingParams
+from pipelines.residency import MemoryPolicy
 from pipelines.sampler import sample
 from tests.pipelines.families import tiny
 
@@ -68,7 +70,7 @@ def test_a_catalogue_names_builtin_models_and_folders_beside_it(write, tmp_path)
         ('[models.a]\nsource = "x"\nkernel = "magic"', "one of calibrated, posterior"),
         ('[models.a]\nsource = "x"\n[models.a.loras]\nink = "ink.ckpt"', "a table of names to .safetensors files"),
         ('[models.a]\nsource = "hub:x"', "must be hub:OWNER/NAME"),
-        ('[models.a]\nsource = "x.safetensors"', "models.a.family: a .safetensors file does not say its own"),
+        ('[models.a]\nsource = "x.safetensors"', "models.a.family: a .safetensors file does not name its family"),
     ],
 )
 def test_a_wrong_catalogue_says_what_is_wrong(write, text, told):
@@ -192,7 +194,7 @@ def test_the_builtin_models_are_small_and_store_shared_parts_once():
 
 
 class Clock:
-    """A clock that stands until it is told."""
+    """A clock that stands still until it is set."""
 
     def __init__(self):
         self.now = 0.0
@@ -321,22 +323,22 @@ def movable(monkeypatch):
     return [Entry(name, Path(name), "movable", device="cuda") for name in NAMES[:2]]
 
 
-def places(catalog):
-    return {name: [n.at for n in catalog._slots[name].model.networks] for name in catalog.names}
+def places(*models):
+    return [[network.at for network in model.networks] for model in models]
 
 
 def test_offloaded_models_wait_on_the_cpu_and_come_back(movable):
     catalog = Catalog(movable, "cpu", MemoryPolicy(budget=60, offload=True), clock := Clock())
     one = catalog.get("one")
     clock.now = 1
-    catalog.get("two")
+    two = catalog.get("two")
     assert held(catalog) == ["two"]
     # What both share stays with the one that stays.
-    assert places(catalog) == {"one": ["cpu", "cuda"], "two": ["cuda", "cuda"]}
+    assert places(one, two) == [["cpu", "cuda"], ["cuda", "cuda"]]
     clock.now = 2
     assert catalog.get("one") is one
     assert held(catalog) == ["one"]
-    assert places(catalog) == {"one": ["cuda", "cuda"], "two": ["cpu", "cuda"]}
+    assert places(one, two) == [["cuda", "cuda"], ["cpu", "cuda"]]
     catalog.hold(["one"])
     catalog.get("two")
     assert held(catalog) == ["one", "two"]
@@ -399,7 +401,37 @@ def test_every_key_of_an_entry_is_read(write, tmp_path):
     assert (a.data_std, b.data_std) == (0.8, None)
     assert a.clip_skip == 1
     assert (b.hub, b.revision) == ("somebody/something", "v1")
-    assert catalog.defaults("a") == Defaults(30, 7, Kernel.POSTERIOR)
+
+
+def test_the_defaults_of_a_request_are_the_lead_model_s_times_what_must_hold_together(tmp_path):
+    tiny.stable_diffusion(tmp_path / "sd")
+    tiny.flux(tmp_path / "flux")
+    catalog = Catalog(
+        [
+            Entry("sd", tmp_path / "sd"),
+            Entry("own", tmp_path / "sd", steps=30, guidance_scale=3.0, kernel=Kernel.POSTERIOR),
+            Entry("unguided", tmp_path / "sd", guidance_scale=1.0),
+            Entry("flux", tmp_path / "flux"),
+        ],
+        "cpu",
+    )
+
+    def defaults(name, operator=None, count=2):
+        leaf = Prompt("", name)
+        return catalog.defaults(leaf if operator is None else operator((leaf,) * count))
+
+    assert defaults("sd") == defaults("sd", Or) == Defaults()
+    together = replace(Defaults(), guidance_scale=2 * Defaults().guidance_scale, guidance_start=DEFAULT_GUIDANCE_START)
+    assert defaults("sd", And) == together
+    assert defaults("own") == Defaults(30, 3.0, 0.0, Kernel.POSTERIOR)
+    assert defaults("own", And, 3) == Defaults(30, 9.0, DEFAULT_GUIDANCE_START, Kernel.POSTERIOR)
+    # Guidance of 1 is none, and so is any part of it.
+    assert defaults("unguided", And) == replace(Defaults(), guidance_scale=1.0)
+    # The first leaf's model leads.
+    mixed = And((Prompt("", "own"), Prompt("", "sd")))
+    assert catalog.defaults(mixed).steps == 30
+    # A distilled scale is an input of the network, which knows those that it was trained with.
+    assert defaults("flux", And) == replace(Defaults(), guidance_scale=DEFAULT_GUIDANCE_SCALES[Guidance.DISTILLED])
 
 
 def test_a_hub_that_cannot_be_reached_is_told(write, monkeypatch):

@@ -12,9 +12,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from pipelines.catalog import Catalog, MemoryPolicy
-from pipelines.entry import Entry
 from pipelines.memory import give_back_memory
+from pipelines.residency import MemoryPolicy, Place, Residency
 
 pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
 PIECES, PIECE_BYTES = 20_000, 16_000
@@ -39,10 +38,10 @@ def test_freed_memory_goes_back_to_the_system():
 def test_an_unloaded_model_s_memory_goes_back_to_the_system():
     weights = [torch.ones(PIECE_BYTES // 4) for _ in range(PIECES)]
     kept = weights[::100]
-    catalog = Catalog([Entry("one", Path())], "cpu", MemoryPolicy(idle_s=0.0))
-    catalog._slots["one"].model = SimpleNamespace(networks=[torch.nn.ParameterList(weights)])
+    residency = Residency({"one": Place(torch.device("cpu"))}, MemoryPolicy(idle_s=0.0))
+    residency.admit("one", SimpleNamespace(networks=[torch.nn.ParameterList(weights)]))
     del weights
     before = resident()
-    assert catalog.unload_idle() == ["one"]
+    assert residency.unload_idle() == ["one"]
     assert resident() < before - AT_LEAST
     assert len(kept) == PIECES // 100

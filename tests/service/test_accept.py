@@ -2,7 +2,7 @@ import pytest
 from starlette.exceptions import HTTPException
 
 from service.api.accept import preferred
-from service.schemas import ImageFormat
+from service.pictures import ImageFormat
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,8 @@ def refused(answer, status):
 
 @pytest.mark.parametrize("path", [AND, OR])
 def test_a_composition_answers_with_pictures_densities_and_weights(client, path):
-    answer = client.post(path, json=BODY | {"num_images": 2, "include_trajectory": True})
+    balanced = {"method": "balanced"} if path == AND else {}
+    answer = client.post(path, json=BODY | balanced | {"num_images": 2, "include_trajectory": True})
     body = answer.json()
     assert [p.shape for p in pictures(answer)] == [(16, 16, 3)] * 2
     assert body["components"] == ["a red circle @one", "a blue star @two"]
@@ -157,7 +158,7 @@ BAD = [
     ({"steps": 1000, "num_images": 8}, "#/steps", "4 network rows × 8 images × 1000 steps is 32000"),
     ({"timeout_s": 4000}, "#/timeout_s", "at most 3600 here"),
     ({"kernel": "magic"}, "#/kernel", "'calibrated', 'posterior'"),
-    ({"kernel": "deterministic"}, "#/kernel", "no density to weigh"),
+    ({"kernel": "deterministic"}, "#/kernel", "estimates no density"),
     ({"output_format": "gif"}, "#/output_format", "'png', 'jpeg' or 'webp'"),
     ({"response_format": "file"}, "#/response_format", "'b64_json' or 'url'"),
     ({"include_trajectory": "perhaps"}, "#/include_trajectory", "valid boolean"),
@@ -233,11 +234,17 @@ def test_a_whole_number_is_a_number(client):
     assert client.post(OR, json=BODY | {"guidance_scale": 2, "temperature": 1}).status_code == 200
 
 
-@pytest.mark.parametrize("text", ['{"components": ["a"]', "", "null", "\xff", "[1, 2", "[" * 20_000, "9" * 5000])
+@pytest.mark.parametrize("text", ['{"components": ["a"]', "", "null", "\xff", "[1, 2", "9" * 5000])
 def test_what_is_not_json_is_400(client, text):
     body = '{"seed": ' + text + "}" if text.startswith("9") else text
     answer = client.post(OR, content=body.encode("latin-1"), headers={"Content-Type": "application/json"})
     assert "JSON" in refused(answer, 400)["detail"]
+
+
+@pytest.mark.parametrize("text", ["[" * 20_000, '{"a":' * 5000 + "1" + "}" * 5000])
+def test_a_body_nested_without_end_is_422(client, text):
+    answer = client.post(OR, content=text, headers={"Content-Type": "application/json"})
+    assert "nested" in refused(answer, 422)["detail"]
 
 
 def test_a_compressed_body_is_415(client):

@@ -1,16 +1,19 @@
+import re
+
+import numpy as np
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
 from pipelines.catalog import Catalog
-from pipelines.composition import And, Average, Or, Product, Prompt
-from pipelines.errors import InvalidInputError
+from pipelines.composition import And, Not, Or, Prompt
 from pipelines.families.folder import CALIBRATION_FILE, read_calibration
-from service.cli import app, parse_words
+from pipelines.params import SamplingParams, Select
+from pipelines.sampler import sample
+from service.cli import app
 from tests.pipelines.families import tiny
 
 RUN = CliRunner()
-NAMES = ("shapes", "round")
 
 
 @pytest.fixture(scope="module")
@@ -22,49 +25,86 @@ def catalog(tmp_path_factory):
     return path
 
 
-def test_words_become_an_expression():
-    a, b = Prompt("a", "shapes"), Prompt("b", "round")
-    assert parse_words(["a"], NAMES) == a
-    assert parse_words(["a", "and", "b@round"], NAMES) == And((a, b))
-    assert parse_words(["a", "OR", "b@round"], NAMES, 2.0) == Or((a, b), 2.0)
-    assert parse_words(["a", "average", "a", "average", "a"], NAMES) == Average((a, a, a))
-    assert parse_words(["@round", "product", "me@home"], NAMES) == Product(
-        (Prompt("", "round"), Prompt("me@home", "shapes"))
-    )
+TEXT = '"a red circle" AND ("a blue star" OR "a green square") NOT "a black shape"'
+LEAVES = ("a red circle", "a blue star", "a green square", "a black shape")
 
 
-@pytest.mark.parametrize("words", [["a", "and"], ["a", "b", "c"], ["a", "and", "b", "or", "c"], []])
-def test_words_that_do_not_alternate_are_refused(words):
-    with pytest.raises(InvalidInputError, match="operators are or, and, average, product"):
-        parse_words(words, NAMES)
+def composed(catalog, text, *options):
+    result = RUN.invoke(app, ["compose", text, "--catalog", str(catalog), "--steps", "3", *options])
+    assert result.exit_code == 0, result.output
+    return result.output
 
 
-def test_compose_writes_pictures(catalog, tmp_path):
-    words = ["compose", "a red circle", "and", "a blue star", "--catalog", str(catalog), "--steps", "2"]
-    one = RUN.invoke(app, [*words, "--out", str(tmp_path / "new/one.png"), "--seed", "4"])
-    assert one.exit_code == 0, one.output
+def test_compose_writes_pictures_and_tells_of_every_leaf(catalog, tmp_path):
+    told = composed(catalog, TEXT, "--out", str(tmp_path / "new/one.png"), "--seed", "4")
     with Image.open(tmp_path / "new/one.png") as image:
         assert image.size == (16, 16)
-    assert "seed 4" in one.output
-    two = RUN.invoke(app, [*words, "--out", str(tmp_path / "two.webp"), "-n", "2"])
-    assert two.exit_code == 0, two.output
+    assert "seed 4" in told
+    assert "candidate" not in told
+    for leaf in LEAVES:
+        assert re.search(rf"^  {leaf}: log-density -?\d+\.\d nats, lift -?\d+\.\d nats$", told, re.MULTILINE)
+    composed(catalog, TEXT, "--out", str(tmp_path / "two.webp"), "-n", "2")
     with Image.open(tmp_path / "two-1.webp") as image:
         assert image.format == "WEBP"
+
+
+def test_compose_draws_what_the_text_says(catalog, tmp_path):
+    """The same as the plain loop over the same tree, with the same candidates and particles."""
+    out = tmp_path / "x.png"
+    told = composed(
+        catalog,
+        TEXT,
+        *("--out", str(out), "--seed", "4", "--guidance", "3"),
+        *("--candidates", "3", "--select", "density", "--particles", "2"),
+    )
+    model = Catalog.read(catalog).get("sd")
+    circle, star, square, shape = (Prompt(leaf, "sd") for leaf in LEAVES)
+    params = SamplingParams(steps=3, seed=4, guidance_scale=3, candidates=3, select=Select.DENSITY, particles=2)
+    samples = sample(And((circle, Or((star, square)), Not(shape))), params, {"sd": model})
+    (drawn,) = model.decode(samples.z).permute(0, 2, 3, 1).mul(255).round().byte().numpy()
+    assert np.array_equal(np.asarray(Image.open(out)), drawn)
+    assert f"candidate {int(samples.candidate) + 1} of 3" in told
+    assert f"{int(samples.survivors)} of 2 particles left" in told
+
+
+def test_what_is_not_known_is_said_so(catalog, tmp_path):
+    told = composed(catalog, "a", "--out", str(tmp_path / "x.png"), "--guidance", "1", "--steps", "1")
+    assert "a: log-density unknown, lift unknown" in told
+
+
+@pytest.mark.parametrize(
+    ("text", "column", "told"),
+    [
+        ("a AND (b", 9, """expected ")", got the end of the text"""),
+        ("a AND b@nope", 8, "no model named 'nope'"),
+        ("a OR (b AND[balanced] c)", 13, "outermost"),
+        ("a AND b<lora:ink>", 8, "no LoRA 'ink'"),
+        ("a AND b:20000", 9, "less than or equal to 10000"),
+    ],
+)
+def test_a_text_s_mistake_is_shown_with_a_caret_under_its_column(catalog, text, column, told):
+    result = RUN.invoke(app, ["compose", text, "--catalog", str(catalog)])
+    assert result.exit_code == 2
+    message, shown, caret = result.output.rstrip("\n").split("\n")
+    assert message.startswith(f"superdiff: at column {column}: ")
+    assert told in message
+    assert (shown, caret) == (text, " " * (column - 1) + "^")
 
 
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["compose", "a", "b"], "operators are"),
+        (["compose", "a", "--candidates", "17"], "candidates must be 1 to 16"),
+        (["compose", "a AND[balanced] b", "--particles", "2"], "particles must be 1"),
         (["compose", "a", "--steps", "0"], "steps must be 1 to 1000"),
-        (["compose", "a", "or", "b", "--kernel", "deterministic"], "no density"),
+        (["compose", "a OR b", "--kernel", "deterministic"], "no density"),
         (["compose", "a", "--out", "x.xyz"], "its ending must be that of a picture"),
         (["compose", "a", "--out", "/proc/none/x.png"], "cannot be written"),
         (["models", "--catalog", "/nothing/here.toml"], "no such catalogue"),
         (["models", "add", "", "x"], "a name has 1 to 200 printable characters"),
         (["models", "add", "a/b", "x"], "no slash"),
         (["models", "add", "a", "x", "--revision", "main"], "models.a.revision: only a source hub:OWNER/NAME"),
-        (["models", "add", "a", __file__], "only .safetensors is loaded"),
+        (["models", "add", "a", __file__], "only .safetensors files are loaded"),
         (["calibrate", "cat"], "no model named 'cat'"),
     ],
 )

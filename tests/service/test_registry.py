@@ -1,11 +1,25 @@
 import numpy as np
 import pytest
 
+from pipelines.card import Card, DataSpace
 from pipelines.composition import Prompt
+from pipelines.kernel import DenoisingError
 from pipelines.params import SamplingParams
+from pipelines.plan import make_plan
 from service.engine.job import Ask, CancelledJobError, Job, Outcome
 from service.registry import Record, Registry, UnknownJobError
-from service.schemas import OrRequest
+
+CARD = Card(
+    DataSpace("latent", 4, 2),
+    0.01,
+    80.0,
+    DenoisingError((0.01, 80.0), (0.1, 0.2)),
+    width=16,
+    height=16,
+    takes_prompts=True,
+    parameters=1,
+    calibrated=True,
+)
 
 
 class Clock:
@@ -16,8 +30,8 @@ class Clock:
 
 
 def record(caller="a"):
-    job = Job(Prompt("a", "m"), SamplingParams(), parts={("m", (4, 8, 8)): 1}, ask=Ask(caller=caller))
-    return Record(job, OrRequest(components=["a"]))
+    job = Job(make_plan(Prompt("a", "m"), SamplingParams(), {"m": CARD}), Ask(caller=caller))
+    return Record(job)
 
 
 def over(made, at):
@@ -45,7 +59,22 @@ def test_finished_jobs_are_kept_for_a_time_and_running_ones_for_ever():
 def completed(made, at, size):
     pictures = np.zeros((1, 1, size // 3, 3), dtype=np.uint8)
     none = np.zeros((1, 1))
-    made.job.succeed(Outcome(pictures, none, none, none[:, 0], (), 0.0, 0.0))
+    made.job.succeed(
+        Outcome(
+            pictures=pictures,
+            log_density=none,
+            node_log_density={},
+            mean_weights=none,
+            clamp_rate=none[:, 0],
+            lift=none,
+            lift_maps=None,
+            candidate=np.zeros(1, np.int64),
+            survivors=np.ones(1, np.int64),
+            trajectory=(),
+            queued_s=0.0,
+            run_s=0.0,
+        )
+    )
     made.job.ended = at
     return made
 

@@ -28,7 +28,7 @@ def whole(tmp_path_factory):
 def answers(model):
     """What a model makes of one noisy row, and of one picture."""
     z = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    row = model.denoised(z, torch.tensor([1.3]), model.encode_prompts(["a red circle"]))
+    row = model.predict_noise(z, torch.tensor([1.3]), model.encode_prompts(["a red circle"]))
     return row, model.decode(row), model.encode(torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(1)))
 
 
@@ -152,6 +152,6 @@ def test_an_inpainting_unet_reads_the_mask_and_the_picture_as_diffusers_gives_th
     x = torch.cat([z / (1 + 1.3**2) ** 0.5, mask[..., ::2, ::2], latents], 1)
     with torch.no_grad():
         output = theirs.unet(x, ours._path._table.timestep(sigma).float(), condition["encoder_hidden_states"]).sample
-    torch.testing.assert_close(ours.denoised(z, sigma, condition), z - 1.3 * output, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(ours.predict_noise(z, sigma, condition), output, rtol=1e-4, atol=1e-4)
     drawn = sample(Prompt("a cat", "m"), SamplingParams(steps=2), {"m": ours}).z
     assert torch.isfinite(drawn).all()

@@ -126,7 +126,7 @@ def test_a_model_that_was_not_calibrated_is_stepped_by_its_data_s_deviation(tmp_
 @pytest.mark.parametrize(("width", "height", "field"), [(18, 16, "width"), (16, 6, "height"), (0, 16, "width")])
 def test_sizes_that_the_network_cannot_halve_are_refused(whole, width, height, field):
     with pytest.raises(InvalidInputError, match=f"{field} must be a positive multiple of 4") as refused:
-        load(whole).sample_shape(width, height)
+        load(whole).card.sample_shape(width, height)
     assert refused.value.field == (field,)
 
 
@@ -135,9 +135,9 @@ def test_rows_do_not_depend_on_their_company(whole):
     g = torch.Generator().manual_seed(0)
     z, sigma = torch.randn(5, 4, 8, 8, generator=g) * 3, torch.tensor([14.0, 3.0, 1.0, 0.3, 0.05])
     condition = model.encode_prompts(["a", "b", "c", "d", "e"])
-    together = model.denoised(z, sigma, condition)
+    together = model.predict_noise(z, sigma, condition)
     for i in range(5):
-        alone = model.denoised(z[i : i + 1], sigma[i : i + 1], model.encode_prompts(["abcde"[i]]))
+        alone = model.predict_noise(z[i : i + 1], sigma[i : i + 1], model.encode_prompts(["abcde"[i]]))
         torch.testing.assert_close(together[i : i + 1], alone, rtol=1e-4, atol=1e-4)
 
 
@@ -147,8 +147,8 @@ def test_half_precision_is_near_single(whole, dtype):
     single, half = load(whole), StableDiffusion.load(whole, CPU, dtype)
     z = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     sigma = torch.tensor([2.0, 0.2])
-    expected = single.denoised(z, sigma, single.encode_prompts(["a", "b"]))
-    got = half.denoised(z, sigma, half.encode_prompts(["a", "b"]))
+    expected = single.predict_noise(z, sigma, single.encode_prompts(["a", "b"]))
+    got = half.predict_noise(z, sigma, half.encode_prompts(["a", "b"]))
     assert got.dtype == torch.float32
     assert (got - expected).norm() / expected.norm() < 20 * torch.finfo(dtype).eps
     assert half.decode(z).dtype == torch.float32
@@ -182,7 +182,7 @@ def test_an_unconditional_model_takes_neither_prompts_nor_sizes(tmp_path):
     with pytest.raises(InvalidInputError, match="takes no prompts"):
         model.encode_prompts(["a cat"])
     with pytest.raises(InvalidInputError, match="8×8 only, got 16×8"):
-        model.sample_shape(16, 8)
+        model.card.sample_shape(16, 8)
     images = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     grey = images.mean(1, keepdim=True).expand(-1, 3, -1, -1)
     torch.testing.assert_close(model.decode(model.encode(images)), grey)

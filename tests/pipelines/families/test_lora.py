@@ -1,4 +1,4 @@
-"""LoRAs by row: each as if it were alone, several at once, and against diffusers' own way of wearing them."""
+"""LoRAs by row: each as if it were alone, several at once, and against diffusers' own way of applying them."""
 
 import pytest
 import torch
@@ -13,8 +13,9 @@ from pipelines.entry import Entry
 from pipelines.errors import InvalidInputError, ModelLoadError
 from pipelines.families.stable_diffusion import StableDiffusion
 from pipelines.model import LoadOptions
+from pipelines.networks import collate
 from pipelines.params import SamplingParams
-from pipelines.sampler import collate, sample
+from pipelines.sampler import sample
 from tests.pipelines.families import tiny
 
 CPU = torch.device("cpu")
@@ -54,18 +55,18 @@ def model(folder):
     return StableDiffusion.load(folder / "sd", CPU, torch.float32, options)
 
 
-def rows(model, wearing):
+def rows(model, applied):
     """Noisy rows and their condition, each with its LoRAs."""
     g = torch.Generator().manual_seed(0)
-    z = torch.randn(len(wearing), 4, 8, 8, generator=g) * 2
-    sigma = torch.linspace(0.3, 5, len(wearing))
-    return z, sigma, collate([(model.encode_prompts(["a red circle"], adapters), 1) for adapters in wearing])
+    z = torch.randn(len(applied), 4, 8, 8, generator=g) * 2
+    sigma = torch.linspace(0.3, 5, len(applied))
+    return z, sigma, collate([(model.encode_prompts(["a red circle"], adapters), 1) for adapters in applied])
 
 
-def each_alone(model, wearing):
-    z, sigma, condition = rows(model, wearing)
-    one_by_one = [{key: value[i : i + 1] for key, value in condition.items()} for i in range(len(wearing))]
-    return torch.cat([model.denoised(z[i : i + 1], sigma[i : i + 1], row) for i, row in enumerate(one_by_one)])
+def each_alone(model, applied):
+    z, sigma, condition = rows(model, applied)
+    one_by_one = [{key: value[i : i + 1] for key, value in condition.items()} for i in range(len(applied))]
+    return torch.cat([model.predict_noise(z[i : i + 1], sigma[i : i + 1], row) for i, row in enumerate(one_by_one)])
 
 
 CROWDS = {
@@ -77,47 +78,49 @@ CROWDS = {
 }
 
 
-@pytest.mark.parametrize("wearing", CROWDS.values(), ids=CROWDS.keys())
-def test_rows_in_a_crowd_are_what_they_are_alone(model, wearing):
-    torch.testing.assert_close(model.denoised(*rows(model, wearing)), each_alone(model, wearing), rtol=1e-4, atol=1e-4)
+@pytest.mark.parametrize("applied", CROWDS.values(), ids=CROWDS.keys())
+def test_rows_in_a_crowd_are_what_they_are_alone(model, applied):
+    torch.testing.assert_close(
+        model.predict_noise(*rows(model, applied)), each_alone(model, applied), rtol=1e-4, atol=1e-4
+    )
 
 
 def test_rows_of_one_lora_each_share_one_forward(model, monkeypatch):
     calls = []
     forward = model._unet.forward
     monkeypatch.setattr(model._unet, "forward", lambda *args, **kw: calls.append(len(args[0])) or forward(*args, **kw))
-    model.denoised(*rows(model, CROWDS["one-each"]))
+    model.predict_noise(*rows(model, CROWDS["one-each"]))
     assert calls == [5]
-    model.denoised(*rows(model, CROWDS["two-scales"]))
+    model.predict_noise(*rows(model, CROWDS["two-scales"]))
     assert sorted(calls[1:]) == [1, 1, 1]
 
 
 @pytest.mark.filterwarnings("ignore:Already found a `peft_config`")
-@pytest.mark.parametrize("wearing", [{}, {"ink": 0.8}, {"ink": 0.5, "wool": -0.7}])
-def test_a_row_is_what_diffusers_makes_of_it(folder, model, wearing):
+@pytest.mark.parametrize("applied", [{}, {"ink": 0.8}, {"ink": 0.5, "wool": -0.7}])
+def test_a_row_is_what_diffusers_makes_of_it(folder, model, applied):
     theirs = StableDiffusionPipeline.from_pretrained(folder / "sd", safety_checker=None)
-    for name in wearing:
+    for name in applied:
         theirs.load_lora_weights(folder, weight_name=f"{name}.safetensors", adapter_name=name)
-    if wearing:
-        theirs.set_adapters(list(wearing), list(wearing.values()))
-    z, sigma, condition = rows(model, [wearing])
+    if applied:
+        theirs.set_adapters(list(applied), list(applied.values()))
+    z, sigma, condition = rows(model, [applied])
     embedded, _ = theirs.encode_prompt(["a red circle"], CPU, 1, False)
     torch.testing.assert_close(condition["encoder_hidden_states"], embedded, rtol=1e-5, atol=1e-5)
     x = z / (1 + sigma**2).sqrt()[:, None, None, None]
     with torch.no_grad():
         output = theirs.unet(x, model._path._table.timestep(sigma).float(), embedded).sample
-    torch.testing.assert_close(model.denoised(z, sigma, condition), z - sigma * output, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(model.predict_noise(z, sigma, condition), output, rtol=1e-4, atol=1e-4)
 
 
 def test_loras_do_something_and_not_the_same(model):
     z, sigma, condition = rows(model, [{}, {"ink": 1.0}, {"clay": 1.0}])
     z, sigma = z[:1].expand(3, -1, -1, -1), sigma[1:2].expand(3)
-    bare, ink, clay = model.denoised(z, sigma, condition)
+    bare, ink, clay = model.predict_noise(z, sigma, condition)
     assert (ink - bare).norm() > 0.01 * bare.norm()
     assert (ink - clay).norm() > 0.01 * bare.norm()
 
 
-def test_components_of_one_request_wear_different_loras(model):
+def test_components_of_one_request_have_different_loras(model):
     inked = Prompt("a red circle", "m", (("ink", 0.8),))
     params = SamplingParams(steps=3, guidance_scale=3, seed=1)
     both = sample(Or((inked, Prompt("a red circle", "m"))), params, {"m": model})
@@ -130,7 +133,7 @@ def test_components_of_one_request_wear_different_loras(model):
 def test_an_unknown_lora_is_refused_by_name(model):
     with pytest.raises(InvalidInputError, match=r"no LoRA 'oil'; it has ink, clay, wool") as refused:
         sample(Or((Prompt("a", "m"), Prompt("a", "m", (("oil", 1.0),)))), SamplingParams(steps=1), {"m": model})
-    assert refused.value.field == ("components", 1, "lora")
+    assert refused.value.field == ("terms", 1, "lora")
 
 
 def test_a_lora_that_is_missing_or_does_not_fit_is_named(folder, tmp_path):
@@ -148,5 +151,7 @@ def test_dora_rows_are_grouped_and_right(folder, tmp_path):
     file = write_lora(pipeline, tmp_path, "dora", 7, dora=True)
     options = LoadOptions({"dora": file, "ink": folder / "ink.safetensors"})
     model = StableDiffusion.load(folder / "sd", CPU, torch.float32, options)
-    wearing = [{"dora": 1.0}, {"ink": 1.0}, {}]
-    torch.testing.assert_close(model.denoised(*rows(model, wearing)), each_alone(model, wearing), rtol=1e-4, atol=1e-4)
+    applied = [{"dora": 1.0}, {"ink": 1.0}, {}]
+    torch.testing.assert_close(
+        model.predict_noise(*rows(model, applied)), each_alone(model, applied), rtol=1e-4, atol=1e-4
+    )

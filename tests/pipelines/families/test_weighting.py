@@ -92,7 +92,7 @@ def test_texts_of_different_lengths_compose(model):
 
 
 def test_texts_of_different_lengths_are_not_stacked(model):
-    with pytest.raises(InvalidInputError, match="go one by one"):
+    with pytest.raises(InvalidInputError, match="must be encoded one by one"):
         model.encode_prompts([LONG, "a"])
 
 

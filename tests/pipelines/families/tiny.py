@@ -198,7 +198,7 @@ def stable_diffusion_3(folder, *, seed=0, with_t5=True):
     return saved(pipeline, folder)
 
 
-def pixart(folder, *, kind=PixArtSigmaPipeline, seed=0, told_sizes=False):
+def pixart(folder, *, kind=PixArtSigmaPipeline, seed=0, size_inputs=False):
     """A PixArt pipeline of random weights, saved in ``folder``."""
     torch.manual_seed(seed)
     tokenizer, encoder = t5(WIDTH)
@@ -215,7 +215,7 @@ def pixart(folder, *, kind=PixArtSigmaPipeline, seed=0, told_sizes=False):
             cross_attention_dim=24,
             sample_size=8,
             caption_channels=WIDTH,
-            use_additional_conditions=told_sizes,
+            use_additional_conditions=size_inputs,
         ),
         scheduler=DDIMScheduler(beta_start=0.0001, beta_end=0.02, clip_sample=False),
     )

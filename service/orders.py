@@ -1,0 +1,143 @@
+"""The intake: what any client asks for, checked, planned and queued by one function."""
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from pipelines.card import Card, Defaults
+from pipelines.composition import lead, leaves
+from pipelines.errors import InvalidInputError
+from pipelines.params import SamplingParams
+from pipelines.plan import Plan, make_plan
+from service.engine.job import Ask, Job, Source
+from service.expressions import Written
+from service.pictures import decode_picture
+from service.services import Services
+from service.settings import Settings
+from service.sources import Fit, prepare_source, sampled_size
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A picture that comes with an order.
+
+    Attributes:
+        image: As the client sent it.
+        mask: Likewise; None to paint everywhere.
+        fit: How both come to the size asked for.
+        feather: Over how many pixels painting blends in.
+        retrace: Whether only the picture's densities are wanted.
+    """
+
+    image: str
+    mask: str | None
+    fit: Fit
+    feather: float
+    retrace: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What a client asks for, whichever way it came.
+
+    Attributes:
+        written: What to compose.
+        params: How to sample, given what requests for the expression have by default.
+        ask: What is wanted besides the sample.
+        known: The picture to begin from, if there is one.
+    """
+
+    written: Written
+    params: Callable[[Defaults], SamplingParams]
+    ask: Ask
+    known: Known | None = None
+
+
+async def take(order: Order, services: Services) -> Job:
+    """Refuse what cannot be answered, and queue the rest; nothing is computed before all is checked.
+
+    Raises:
+        InvalidInputError: What is asked for has no meaning, or is more than this service does for one request.
+        IncompatibleModelsError: The models cannot be composed.
+        ModelLoadError: A model cannot be loaded.
+        QueueFullError: There is no place.
+    """
+    expression, settings = order.written.expression, services.settings
+    async with services.models(leaf.model for leaf in leaves(expression)) as models:
+        cards = {name: model.card for name, model in models.items()}
+        params = order.params(services.catalog.defaults(expression))
+        source = None
+        if order.known is not None:
+            given = order.known, params, cards, lead(expression), settings
+            params, source = await asyncio.to_thread(prepare_known, *given)
+        with order.written.located():
+            retrace = source is not None and source.retrace
+            plan = make_plan(expression, params, cards, on_canvas=source is not None, retrace=retrace)
+            check_bounds(plan, order.ask, settings)
+        return services.engine.submit(plan, order.ask, source)
+
+
+def prepare_known(
+    known: Known, params: SamplingParams, cards: Mapping[str, Card], lead_model: str, settings: Settings
+) -> tuple[SamplingParams, Source]:
+    """A known picture, ready, and the parameters at the size that is sampled for it. Not for the event loop.
+
+    The answer has the size that the request names, else the picture's own, else, of a model of one size, the model's.
+
+    Args:
+        known: The picture.
+        params: At the size that the request names.
+        cards: Of the expression's models.
+        lead_model: Which of them gives the size.
+        settings: The service's bounds.
+    """
+    image = decode_picture(known.image, "image", settings.max_pixels)
+    mask = None if known.mask is None else decode_picture(known.mask, "mask", settings.max_pixels)
+    first = cards[lead_model]
+    own = image.size if all(card.multiple for card in cards.values()) else (first.width, first.height)
+    asked = params.width or own[0], params.height or own[1]
+    width, height = sampled_size(asked, cards.values())
+    check_pixels(width, height, params, settings, retrace=known.retrace)
+    source = prepare_source(image, mask, asked, (width, height), known.fit, known.feather)
+    return replace(params, width=width, height=height), replace(source, retrace=known.retrace)
+
+
+def check_bounds(plan: Plan, ask: Ask, settings: Settings) -> None:
+    """Refuse what this service will not do for one request."""
+    check_pixels(plan.width, plan.height, plan.params, settings, retrace=plan.retrace)
+    counts = _counts(plan.params, retrace=plan.retrace)
+    told = " × ".join([f"{len(plan.rows)} network rows", *(f"{n} {name.removeprefix('num_')}" for name, n in counts)])
+    rows = len(plan.rows) * plan.params.samples
+    if rows > settings.max_job_rows:
+        detail = f"{told} is {rows}; this service allows {settings.max_job_rows} in one step of a request"
+        # Where there is but one sample, the expression itself asks too many questions.
+        raise InvalidInputError(detail, field=_largest(counts) if plan.params.samples > 1 else ("terms",))
+    if plan.work > settings.max_job_work:
+        steps = f"{plan.steps} steps" + (f" and {plan.judged} calls to choose by" if plan.judged else "")
+        detail = f"{told} × {steps} is {plan.work}; this service allows {settings.max_job_work}"
+        raise InvalidInputError(detail, field=("steps",))
+    if ask.timeout_s > settings.max_timeout_s:
+        detail = f"timeout_s must be at most {settings.max_timeout_s:g} here, got {ask.timeout_s:g}"
+        raise InvalidInputError(detail, field=("timeout_s",))
+
+
+def check_pixels(width: int, height: int, params: SamplingParams, settings: Settings, *, retrace: bool) -> None:
+    """Refuse more pixels than this service makes for one request."""
+    pixels = width * height * params.samples
+    if pixels > settings.max_pixels:
+        counts = _counts(params, retrace=retrace)
+        factors = " × ".join(["width", "height", *(name for name, _ in counts)])
+        detail = f"{factors} is {pixels}; this service allows {settings.max_pixels} in one request"
+        raise InvalidInputError(detail, field=_largest(counts) if width * height <= settings.max_pixels else ("width",))
+
+
+def _counts(params: SamplingParams, *, retrace: bool) -> list[tuple[str, int]]:
+    """What multiplies a request's samples, by the names of the wire; candidates and particles where there are any."""
+    several = {"candidates": params.candidates, "particles": params.particles}
+    images = ("draws" if retrace else "num_images", params.num_images)
+    return [images, *((name, count) for name, count in several.items() if count > 1)]
+
+
+def _largest(counts: Sequence[tuple[str, int]]) -> tuple[str]:
+    """The name of the largest factor."""
+    return (max(counts, key=lambda each: each[1])[0],)

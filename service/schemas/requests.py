@@ -1,0 +1,361 @@
+"""What requests may hold, with every bound; and how a request becomes an order."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Annotated, Any, Final, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticKnownError
+
+from pipelines.card import Defaults
+from pipelines.composition import MAX_DEPTH, MAX_LEAVES, And, Method, Or
+from pipelines.errors import InvalidInputError
+from pipelines.grammar import MAX_TEXT
+from pipelines.kernel import Kernel
+from pipelines.params import MAX_CANDIDATES, MAX_PARTICLES, MAX_STEPS, SEED_LIMIT, SamplingParams, Select
+from service.engine.job import Ask
+from service.engine.scheduler import DEFAULT_PRIORITY, HIGHEST_PRIORITY
+from service.expressions import Written, from_components, from_text, from_tree
+from service.orders import Known, Order
+from service.pictures import ImageFormat
+from service.schemas.fields import NATS, Real, Sharpness, Side, Temperature, Text, Truth, Whole, default, drawn_seed
+from service.schemas.trees import Component, Term, check_size, fault
+from service.sources import Fit
+
+_FEATHER: Final = 4.0
+_STRENGTH: Final = 0.75
+
+
+def _text_or_tree(value: Any, _: ValidatorFunctionWrapHandler) -> str | Term:
+    """A text as it is; a tree is bounded, then read. Which of both was meant is seen, not tried."""
+    if isinstance(value, str):
+        if len(value) > MAX_TEXT:
+            raise PydanticKnownError("string_too_long", {"max_length": MAX_TEXT})
+        return value
+    check_size(value)
+    return Term.model_validate(value)
+
+
+Components = Annotated[
+    list[Component],
+    Field(min_length=1, max_length=MAX_LEAVES, description="What to compose: objects or bare prompts."),
+]
+TextOrTree = Annotated[
+    Annotated[str, Field(max_length=MAX_TEXT)] | Term,
+    WrapValidator(_text_or_tree),
+    Field(
+        description='What to compose. A string is a text: "a cat" AND ("a dog" OR "a fox"); an object is a tree: '
+        '{"and": ["a cat", {"or": ["a dog", "a fox"]}]}, in which a string is a prompt to the default model. At most '
+        f"{MAX_LEAVES} prompts, and operators at most {MAX_DEPTH} deep.",
+        examples=['"a red circle" AND ("a blue star" OR "a green square") NOT "a black shape"'],
+    ),
+]
+
+
+class Asking(BaseModel):
+    """What every request has."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    steps: Annotated[
+        Whole | None, Field(ge=1, le=MAX_STEPS, description="Network calls; absent: the model's default.")
+    ] = None
+    seed: Annotated[
+        Whole | None, Field(ge=0, lt=SEED_LIMIT, description="Image i is drawn from seed + i; absent: drawn, returned.")
+    ] = None
+    width: Side = None
+    height: Side = None
+    kernel: Annotated[
+        Kernel | None, Field(description="How noise and densities are stepped; absent: the model's default.")
+    ] = None
+    fit: Annotated[
+        Fit, Field(description="How an image comes to the size asked for: cut, filled up at its edges, or stretched.")
+    ] = "crop"
+    priority: Annotated[
+        Whole, Field(ge=0, le=HIGHEST_PRIORITY, description="Higher runs earlier; waiting raises it.")
+    ] = DEFAULT_PRIORITY
+    timeout_s: Annotated[
+        Real | None,
+        Field(
+            gt=0,
+            le=86400,
+            allow_inf_nan=False,
+            description="After how many seconds the answer is worthless; the service may allow less.",
+        ),
+    ] = None
+
+    def written(self, models: Sequence[str]) -> Written:
+        """The expression asked for, over a catalogue's models; the first is the default.
+
+        Raises:
+            InvalidInputError: It has no meaning.
+            UnknownModelError: It names a model that there is not.
+        """
+        raise NotImplementedError
+
+    def params(self, defaults: Defaults) -> SamplingParams:
+        """The sampling parameters, as the model has them where nothing is said."""
+        raise NotImplementedError
+
+    def known(self) -> Known | None:
+        """The picture that comes with the request."""
+        raise NotImplementedError
+
+    def ask(self, caller: str, timeout_s: float) -> Ask:
+        """What the engine is asked for besides the sample; ``timeout_s`` holds where the request names no time."""
+        return Ask(caller, self.priority, timeout_s if self.timeout_s is None else self.timeout_s)
+
+    def order(self, models: Sequence[str], caller: str, timeout_s: float) -> Order:
+        """The request in the service's own words; see :meth:`written` and :meth:`ask`."""
+        return Order(self.written(models), self.params, self.ask(caller, timeout_s), self.known())
+
+
+class Drawing(Asking):
+    """What the requests that draw pictures share."""
+
+    negative_prompt: Annotated[Text, Field(description="What guidance leads away from.")] = default(
+        SamplingParams, "negative_prompt"
+    )
+    guidance_scale: Annotated[
+        Real | None,
+        Field(
+            ge=0,
+            le=100,
+            allow_inf_nan=False,
+            description="Guidance w; 1 for none; absent: the model's default, times the prompts that must hold "
+            "together.",
+        ),
+    ] = None
+    guidance_start: Annotated[
+        Real | None,
+        Field(
+            ge=0,
+            le=1,
+            allow_inf_nan=False,
+            description="The share of the steps, from the first on, that are taken without guidance; absent: as the "
+            "expression wants it.",
+        ),
+    ] = None
+    num_images: Annotated[
+        Whole, Field(ge=1, le=64, description="Pictures; the service bounds their network rows × steps.")
+    ] = default(SamplingParams, "num_images")
+    candidates: Annotated[
+        Whole,
+        Field(
+            ge=1,
+            le=MAX_CANDIDATES,
+            description="Pictures that are drawn for each one returned: the one that satisfies the expression best.",
+        ),
+    ] = default(SamplingParams, "candidates")
+    select: Annotated[
+        Select,
+        Field(
+            description='What candidates are chosen by: "lift" as it was seen on the way, at no cost; "density" on '
+            "fresh noise, with a few more network calls."
+        ),
+    ] = default(SamplingParams, "select")
+    particles: Annotated[
+        Whole,
+        Field(
+            ge=1,
+            le=MAX_PARTICLES,
+            description="Samples that are drawn together for each candidate, reweighted so that they follow the "
+            "expression's own density; one of them is kept.",
+        ),
+    ] = default(SamplingParams, "particles")
+    image: Annotated[
+        str | None, Field(description="A picture to begin from, in base64 or as a data: URI; never an address.")
+    ] = None
+    mask: Annotated[
+        str | None, Field(description="White where the image is painted anew, black where it is kept; in base64.")
+    ] = None
+    strength: Annotated[
+        Real | None,
+        Field(
+            ge=0,
+            le=1,
+            allow_inf_nan=False,
+            description="How much of the image's own noise levels are sampled anew: 0 gives it back, 1 keeps nothing of"
+            f" what is painted. Absent: {_STRENGTH} with an image alone, else 1.",
+        ),
+    ] = None
+    mask_feather: Annotated[
+        Real,
+        Field(
+            ge=0,
+            le=256,
+            allow_inf_nan=False,
+            description="Pixels inside of the mask's border over which painting blends in.",
+        ),
+    ] = _FEATHER
+    output_format: ImageFormat = ImageFormat.PNG
+    response_format: Annotated[
+        Literal["b64_json", "url"], Field(description="Pictures inside the answer, or where to fetch them for a while.")
+    ] = "b64_json"
+    include_trajectory: Annotated[Truth, Field(description="Return weights and log-densities of every step.")] = False
+    include_lift_maps: Annotated[
+        Truth, Field(description="Return a map for each component: where in the picture it is explained.")
+    ] = False
+    preview_every: Annotated[
+        Whole, Field(ge=0, le=MAX_STEPS, description="Every how many steps listeners get a preview; 0 for never.")
+    ] = 0
+
+    def ask(self, caller: str, timeout_s: float) -> Ask:
+        """What the engine is asked for besides the sample; ``timeout_s`` holds where the request names no time."""
+        return replace(
+            super().ask(caller, timeout_s),
+            keep_trajectory=self.include_trajectory,
+            keep_lift_maps=self.include_lift_maps,
+            preview_every=self.preview_every,
+        )
+
+    def params(self, defaults: Defaults) -> SamplingParams:
+        """The sampling parameters, as the model has them where nothing is said; draws a seed where none was given."""
+        alone = self.image is not None and self.mask is None
+        return SamplingParams(
+            steps=defaults.steps if self.steps is None else self.steps,
+            guidance_scale=defaults.guidance_scale if self.guidance_scale is None else self.guidance_scale,
+            guidance_start=defaults.guidance_start if self.guidance_start is None else self.guidance_start,
+            seed=drawn_seed(self.seed),
+            num_images=self.num_images,
+            width=self.width,
+            height=self.height,
+            kernel=self.kernel or defaults.kernel,
+            negative_prompt=self.negative_prompt,
+            strength=(_STRENGTH if alone else 1.0) if self.strength is None else self.strength,
+            candidates=self.candidates,
+            select=self.select,
+            particles=self.particles,
+        )
+
+    def known(self) -> Known | None:
+        """The picture to begin from, if there is one."""
+        if self.image is not None:
+            return Known(self.image, self.mask, self.fit, self.mask_feather)
+        if self.mask is not None:
+            raise InvalidInputError("a mask needs an image that it is of", field=("mask",))
+        return None
+
+
+class SuperposeRequest(Drawing):
+    """A picture of an expression."""
+
+    expression: TextOrTree
+
+    def written(self, models: Sequence[str]) -> Written:
+        """The expression asked for; see :meth:`Asking.written`."""
+        return _from_either(self.expression, models)
+
+
+class OrRequest(Drawing):
+    """A picture that any of the components explains."""
+
+    components: Components
+    temperature: Temperature = default(Or, "temperature")
+
+    def written(self, models: Sequence[str]) -> Written:
+        """The expression asked for; see :meth:`Asking.written`."""
+        biases = _weights(self.components)
+        return from_components(self.components, models, lambda terms: Or(terms, self.temperature, biases))
+
+
+class AndRequest(Drawing):
+    """A picture that shows all components, or that all explain equally well."""
+
+    components: Components
+    method: Annotated[
+        Method,
+        Field(
+            description='"soft": pictures that show all components. "balanced": pictures that all components explain '
+            "equally well, with lifts as differences between their final log-densities."
+        ),
+    ] = default(And, "method")
+    sharpness: Sharpness = default(And, "sharpness")
+    lift: Annotated[
+        Real,
+        Field(
+            ge=-NATS,
+            le=NATS,
+            allow_inf_nan=False,
+            description="Lift of the first component in nats; adds to its weight.",
+        ),
+    ] = 0.0
+
+    def written(self, models: Sequence[str]) -> Written:
+        """The expression asked for; see :meth:`Asking.written`."""
+        lifts = _weights(self.components, first=self.lift)
+        return from_components(self.components, models, lambda terms: And(terms, lifts, self.method, self.sharpness))
+
+
+class DensityRequest(Asking):
+    """What components, or an expression and its parts, make of a picture.
+
+    A component's weight is its log prior odds in nats: components are short for the OR of them.
+    """
+
+    components: Components | None = None
+    expression: TextOrTree | None = None
+    image: Annotated[str, Field(description="The picture, in base64 or as a data: URI; never an address.")]
+    steps: Annotated[
+        Whole | None,
+        Field(ge=2, le=MAX_STEPS, description="Network calls, the last of which tells nothing; absent: the model's."),
+    ] = None
+    draws: Annotated[Whole, Field(ge=1, le=64, description="Draws of the noise to average over.")] = 4
+
+    @field_validator("kernel")
+    @classmethod
+    def _adds_noise(cls, kernel: Kernel | None) -> Kernel | None:
+        if kernel is not None and not kernel.adds_noise:
+            others = ", ".join(k for k in Kernel if k.adds_noise)
+            raise ValueError(f"the estimate needs a kernel that adds noise: {others}")
+        return kernel
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if self.components is None and self.expression is None:
+            raise fault(("expression",), "either components or an expression is required")
+        if self.components is not None and self.expression is not None:
+            raise fault(("expression",), "components are given already; only one of both may be")
+        return self
+
+    def written(self, models: Sequence[str]) -> Written:
+        """The expression asked for; see :meth:`Asking.written`."""
+        if self.expression is not None:
+            return _from_either(self.expression, models)
+        components = self.components or []
+        return from_components(components, models, lambda terms: Or(terms, biases=_weights(components)))
+
+    def params(self, defaults: Defaults) -> SamplingParams:
+        """The sampling parameters: densities are those of the models themselves, without guidance."""
+        return SamplingParams(
+            steps=max(2, defaults.steps) if self.steps is None else self.steps,
+            guidance_scale=1.0,
+            seed=drawn_seed(self.seed),
+            num_images=self.draws,
+            width=self.width,
+            height=self.height,
+            kernel=self.kernel or (defaults.kernel if defaults.kernel.adds_noise else Kernel.CALIBRATED),
+        )
+
+    def known(self) -> Known:
+        """The picture, of which nothing is painted."""
+        return Known(self.image, None, self.fit, 0.0, retrace=True)
+
+
+def _from_either(expression: str | Term, models: Sequence[str]) -> Written:
+    return from_text(expression, models) if isinstance(expression, str) else from_tree(expression, models)
+
+
+def _weights(components: Sequence[Component], first: float = 0.0) -> tuple[float, ...]:
+    """The components' weights, with something added to the first; () where all are 0."""
+    weights = [component.weight or 0.0 for component in components]
+    weights[0] += first
+    return tuple(weights) if any(weights) else ()
