@@ -18,10 +18,25 @@ def imports(path):
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
             yield node.module or ""
+            # What is imported from a package may be a module of it.
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
 def roots(path):
     return {module.split(".")[0] for module in imports(path)}
+
+
+def reached(module):
+    """The modules of this repository that importing one imports, directly or through others."""
+    seen, waiting = set(), [module]
+    while waiting:
+        name = waiting.pop()
+        path = ROOT.joinpath(*name.split("."))
+        file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        if name not in seen and file.exists():
+            seen.add(name)
+            waiting += imports(file)
+    return seen
 
 
 def files(*patterns):
@@ -30,9 +45,21 @@ def files(*patterns):
     return [pytest.param(path, id=str(path.relative_to(ROOT))) for path in found]
 
 
-@pytest.mark.parametrize("path", files("pipelines/**/*.py"))
+@pytest.mark.parametrize("path", files("pipelines/**/*.py", "evaluation/**/*.py"))
 def test_the_science_knows_nothing_of_the_web(path):
     assert not roots(path) & WEB
+
+
+@pytest.mark.parametrize("path", files("pipelines/**/*.py", "service/**/*.py"))
+def test_nothing_that_is_measured_knows_the_evaluation(path):
+    """The command line mounts it, when it is called."""
+    assert "evaluation" not in roots(path) or path.name == "cli.py"
+
+
+def test_the_authors_loop_shares_nothing_with_the_core():
+    """A baseline that called what it is a baseline for would tell nothing."""
+    known = {module for module in reached("evaluation.reference") if module.startswith("pipelines.")}
+    assert not known & {f"pipelines.{name}" for name in ("superposition", "mixing", "sampler", "schedule")}
 
 
 @pytest.mark.parametrize("path", files("pipelines/*.py", "service/**/*.py"))
@@ -42,11 +69,53 @@ def test_only_families_and_the_recipe_know_diffusers(path):
 
 @pytest.mark.parametrize("path", files("pipelines/families/*.py"))
 def test_families_know_nothing_of_sampling(path):
-    forbidden = {"pipelines.sampler", "pipelines.superposition", "pipelines.composition"}
-    assert not set(imports(path)) & forbidden
+    assert not set(imports(path)) & SAMPLING
 
 
-@pytest.mark.parametrize("path", files("service/api/*.py", "service/schemas.py", "service/engine/scheduler.py"))
+FAMILIES = {f"pipelines.families.{path.stem}" for path in ROOT.glob("pipelines/families/[!_]*.py")}
+ARITHMETIC = {f"pipelines.{name}" for name in ("mixing", "superposition", "particles", "lift")}
+SAMPLING = ARITHMETIC | {
+    f"pipelines.{name}" for name in ("composition", "plan", "schedule", "draws", "canvas", "networks", "sampler")
+}
+LOADING = {"pipelines.catalog", "pipelines.entry", "pipelines.residency", "pipelines.warmup"}
+
+
+def test_what_is_reached_is_followed_through_others():
+    assert {"pipelines.model", "pipelines.card", "pipelines.noise"} <= reached("pipelines.residency")
+    assert {"pipelines.sampler", "pipelines.composition"} <= reached("pipelines.warmup")
+    assert FAMILIES & reached("tests.pipelines.mixtures") == {"pipelines.families.analytic"}
+
+
+@pytest.mark.parametrize(
+    ("module", "unknown"),
+    [
+        ("pipelines.card", {"pipelines.model", *FAMILIES, *LOADING, *SAMPLING}),
+        ("pipelines.params", {"pipelines.model", *FAMILIES, *LOADING, *SAMPLING}),
+        ("pipelines.entry", {"pipelines.model", "pipelines.catalog", "pipelines.residency", *FAMILIES, *SAMPLING}),
+        ("pipelines.model", {*FAMILIES, *LOADING, *SAMPLING}),
+        ("pipelines.residency", {"pipelines.catalog", "pipelines.entry", "pipelines.warmup", *FAMILIES, *SAMPLING}),
+        ("pipelines.warmup", {"pipelines.catalog", "pipelines.entry", "pipelines.residency", *FAMILIES}),
+        ("pipelines.composition", {"pipelines.model", *FAMILIES, *LOADING, *(SAMPLING - {"pipelines.composition"})}),
+        ("pipelines.grammar", {"pipelines.model", *FAMILIES, *LOADING, *(SAMPLING - {"pipelines.composition"})}),
+        ("pipelines.plan", {"pipelines.model", "pipelines.networks", "pipelines.sampler", *FAMILIES, *LOADING}),
+        *((module, {"pipelines.model", "pipelines.plan", *FAMILIES, *LOADING}) for module in sorted(ARITHMETIC)),
+        ("pipelines.sampler", {*FAMILIES, *LOADING}),
+    ],
+)
+def test_who_must_not_know_whom_even_through_others(module, unknown):
+    assert not reached(module) & unknown
+
+
+def test_a_card_needs_no_torch_of_its_own():
+    assert not roots(ROOT / "pipelines/card.py") & {"torch", *HUB}
+
+
+@pytest.mark.parametrize("path", files("pipelines/families/*.py"))
+def test_families_know_nothing_of_the_catalogue(path):
+    assert not set(imports(path)) & LOADING
+
+
+@pytest.mark.parametrize("path", files("service/api/*.py", "service/schemas/*.py", "service/engine/scheduler.py"))
 def test_the_wire_and_the_scheduler_never_touch_torch(path):
     assert "torch" not in roots(path)
 

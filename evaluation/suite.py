@@ -1,0 +1,65 @@
+"""What a suite is, and what its blocks are measured with."""
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Final, Protocol
+
+from evaluation.findings import Section
+from evaluation.judges.features import Classifier, Training, load_classifier
+from evaluation.store import Block, Outcome, Scope
+from pipelines.catalog import Catalog
+
+Results = Mapping[Block, Outcome]
+_QUICK_TRAINING: Final = Training(steps=40, batch=32, scenes=1000)
+
+
+class Bench:
+    """What blocks are measured with, loaded when it is first wanted.
+
+    Args:
+        folder: The run's; the classifier's weights are kept there.
+        quick: Whether the classifier is trained only so long as to be one.
+    """
+
+    def __init__(self, folder: Path, *, quick: bool = False) -> None:
+        self._folder, self._quick = folder, quick
+
+    @cached_property
+    def catalog(self) -> Catalog:
+        """The builtin models."""
+        return Catalog.builtin("cpu")
+
+    @cached_property
+    def classifier(self) -> Classifier:
+        """Whose features tell pictures apart."""
+        return load_classifier(self._folder, _QUICK_TRAINING if self._quick else Training())
+
+
+class Suite(Protocol):
+    """Something that is measured.
+
+    Attributes:
+        name: By which it is called.
+        needs_classifier: Whether its blocks want :attr:`Bench.classifier`, which is then trained before they start.
+    """
+
+    name: str
+    needs_classifier: bool
+
+    def blocks(self, scope: Scope) -> list[Block]:
+        """All there is to measure."""
+        ...
+
+    def measure(self, block: Block, scope: Scope, bench: Bench) -> Outcome:
+        """One block, alone; the same numbers whatever else is measured."""
+        ...
+
+    def section(self, results: Results, scope: Scope) -> Section:
+        """What the blocks tell, all of them or those that there are."""
+        ...
+
+
+def cell_of(results: Results, cell: str) -> Sequence[Outcome]:
+    """The outcomes of a cell, in the order of its blocks."""
+    return [outcome for block, outcome in sorted(results.items(), key=lambda item: item[0].index) if block.cell == cell]
