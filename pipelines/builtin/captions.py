@@ -23,6 +23,7 @@ from pipelines.builtin.scenes import COLOURS, SHAPES, Scene, Thing
 
 _FULL: Final = 0.7
 _SHAPE_ONLY: Final = 0.15
+_PREFIXES: Final = ("a photo of", "a picture of", "an image of", "a drawing of", "a painting with", "a picture with")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,3 +107,13 @@ class CaptionedScenes:
 def full_names() -> list[str]:
     """The 24 captions of one fully named thing, colours within shapes."""
     return [str(Phrase(colour, shape)) for shape in SHAPES for colour in COLOURS]
+
+
+def noisy_words(text: str, rng: np.random.Generator) -> str:
+    """The caption behind a phrase that says nothing, or with a meaningless word in it: what users' prompts have."""
+    if rng.random() < 0.5:
+        return f"{_PREFIXES[int(rng.integers(len(_PREFIXES)))]} {text}"
+    words = text.split()
+    letters = rng.integers(ord("a"), ord("z") + 1, size=int(rng.integers(2, 7)))
+    words.insert(int(rng.integers(len(words) + 1)), "".join(chr(c) for c in letters))
+    return " ".join(words)

@@ -27,7 +27,7 @@ from torch.nn import functional
 from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from pipelines.builtin.captions import CaptionedScenes
+from pipelines.builtin.captions import CaptionedScenes, noisy_words
 from pipelines.builtin.fitting import Plan, fit, save_whole
 from pipelines.builtin.scenes import ROUND, SHAPES, SHARP, SIZE, Scene, draw_scene, render
 from pipelines.builtin.vocabulary import MAX_TOKENS, write_tokenizer
@@ -45,7 +45,6 @@ _KL_WEIGHT: Final = 1e-4
 _UNCONDITIONAL: Final = 0.1
 _NOISY_WORDS: Final = 0.1
 _MEASURED_SCENES: Final = 512
-_PREFIXES: Final = ("a photo of", "a picture of", "an image of", "a drawing of", "a painting with", "a picture with")
 
 
 _AUTOENCODER: Final = Plan(steps=3_600, batch=32, learning_rate=2e-3, ema_decay=0.99)
@@ -114,14 +113,14 @@ def new_denoiser() -> UNet2DConditionModel:
     )
 
 
-def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    """CLIP's text transformer in small: width 64, two layers."""
+def new_text_encoder(tokenizer: CLIPTokenizer, width: int = _WIDTH) -> CLIPTextModel:
+    """CLIP's text transformer in small: two layers."""
     return CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
-            hidden_size=_WIDTH,
-            intermediate_size=2 * _WIDTH,
-            projection_dim=_WIDTH,
+            hidden_size=width,
+            intermediate_size=2 * width,
+            projection_dim=width,
             num_hidden_layers=2,
             num_attention_heads=4,
             max_position_embeddings=MAX_TOKENS,
@@ -183,16 +182,6 @@ def encode_scenes(autoencoder: AutoencoderKL, scenes: Sequence[Scene], cache: Pa
     return latents
 
 
-def noisy_words(text: str, rng: np.random.Generator) -> str:
-    """The caption behind a phrase that says nothing, or with a meaningless word in it: what users' prompts have."""
-    if rng.random() < 0.5:
-        return f"{_PREFIXES[int(rng.integers(len(_PREFIXES)))]} {text}"
-    words = text.split()
-    letters = rng.integers(ord("a"), ord("z") + 1, size=int(rng.integers(2, 7)))
-    words.insert(int(rng.integers(len(words) + 1)), "".join(chr(c) for c in letters))
-    return " ".join(words)
-
-
 def training_pair(scenes: CaptionedScenes, rng: np.random.Generator) -> tuple[str, int]:
     """A caption and a scene that it is true of; 10 % of captions are empty (for guidance), 10 % have noisy words."""
     if rng.random() < _UNCONDITIONAL:
@@ -201,9 +190,25 @@ def training_pair(scenes: CaptionedScenes, rng: np.random.Generator) -> tuple[st
     return noisy_words(str(caption), rng) if rng.random() < _NOISY_WORDS else str(caption), index
 
 
-def _load_part(kind: type[_Part], folder: Path, part: str) -> _Part:
+def load_part(kind: type[_Part], folder: Path, part: str) -> _Part:
+    """A network of a model folder, in float32."""
     loaded: _Part = kind.from_pretrained(folder / part, dtype=torch.float32)
     return loaded
+
+
+def velocity_loss(
+    denoiser: UNet2DConditionModel, scheduler: DDIMScheduler, clean: Tensor, condition: Tensor, rng: np.random.Generator
+) -> Tensor:
+    """The mean squared error in v at random timesteps, for latents (n, …) and their condition (n, tokens, width).
+
+    One timestep from each of n equal strata: the same distribution as uniform ones, with less variance.
+    """
+    strata = (rng.permutation(len(clean)) + rng.random(len(clean))) / len(clean)
+    timesteps = torch.from_numpy((strata * scheduler.config.num_train_timesteps).astype(np.int64))
+    noise = torch.randn_like(clean)
+    velocity = scheduler.get_velocity(clean, noise, timesteps)
+    predicted = denoiser(scheduler.add_noise(clean, noise, timesteps), timesteps, condition).sample
+    return functional.mse_loss(predicted.float(), velocity)
 
 
 def train_denoiser(
@@ -226,24 +231,15 @@ def train_denoiser(
     captioned = CaptionedScenes(scenes)
     latents = encode_scenes(autoencoder, scenes, work / f"{name}-latents.pt", f"{name}: latents")
     torch.manual_seed(seed)
-    denoiser = new_denoiser() if start is None else _load_part(UNet2DConditionModel, start, "unet")
+    denoiser = new_denoiser() if start is None else load_part(UNet2DConditionModel, start, "unet")
     denoiser.to(memory_format=torch.channels_last)
     scheduler = new_scheduler()
-    levels = scheduler.config.num_train_timesteps
 
     def loss(rng: np.random.Generator) -> Tensor:
         captions, picked = zip(*(training_pair(captioned, rng) for _ in range(plan.batch)), strict=True)
         tokens = tokenizer(list(captions), padding="max_length", truncation=True, return_tensors="pt").input_ids
         condition = text_encoder(tokens).last_hidden_state
-        clean = latents[list(picked)]
-        noise = torch.randn_like(clean)
-        # One timestep from each of equal strata: the same distribution as uniform ones, with less variance.
-        strata = (rng.permutation(plan.batch) + rng.random(plan.batch)) / plan.batch
-        timesteps = torch.from_numpy((strata * levels).astype(np.int64))
-        noisy = scheduler.add_noise(clean, noise, timesteps)
-        velocity = scheduler.get_velocity(clean, noise, timesteps)
-        predicted = denoiser(noisy, timesteps, condition).sample
-        return functional.mse_loss(predicted, velocity)
+        return velocity_loss(denoiser, scheduler, latents[list(picked)], condition, rng)
 
     text_learns = next(text_encoder.parameters()).requires_grad
     learner = nn.ModuleList([denoiser, text_encoder] if text_learns else [denoiser])
@@ -329,8 +325,8 @@ def train(
         torch.manual_seed(recipe.seed)
         text_encoder = new_text_encoder(tokenizer)
     else:
-        autoencoder = _load_part(AutoencoderKL, frozen / "shapes", "vae").requires_grad_(False).eval()
-        text_encoder = _load_part(CLIPTextModel, frozen / "shapes", "text_encoder").requires_grad_(False).eval()
+        autoencoder = load_part(AutoencoderKL, frozen / "shapes", "vae").requires_grad_(False).eval()
+        text_encoder = load_part(CLIPTextModel, frozen / "shapes", "text_encoder").requires_grad_(False).eval()
     for name in MODELS:
         if name not in only and (frozen is not None or name != "shapes"):
             continue

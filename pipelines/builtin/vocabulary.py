@@ -1,10 +1,11 @@
-"""The builtin models' tokenizer: CLIP's byte-pair encoding, with just the merges that the captions' words need.
+"""The builtin models' tokenizers: CLIP's byte-pair encoding, with just the merges that the captions' words need.
 
 Every byte is a token, so no text is ever refused: a word outside the list falls apart into letters, and the recipe
 shows such words to the text encoder as noise that means nothing.
 """
 
 import json
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Final
@@ -33,26 +34,25 @@ def byte_pair_merges(words: tuple[str, ...]) -> list[tuple[str, str]]:
     come between an earlier word and its token. (A trained vocabulary would break ties differently from run to run, and
     with them the numbers of the tokens.)
     """
-    merges: list[tuple[str, str]] = []
+    ranks: dict[tuple[str, str], int] = {}
     for word in words:
-        while len(pieces := _encode([*word[:-1], word[-1] + _WORD_END], merges)) > 1:
-            merges.append((pieces[0], pieces[1]))
-    return merges
+        while len(pieces := _encode([*word[:-1], word[-1] + _WORD_END], ranks)) > 1:
+            ranks[pieces[0], pieces[1]] = len(ranks)
+    return list(ranks)
 
 
-def _encode(pieces: list[str], merges: list[tuple[str, str]]) -> list[str]:
+def _encode(pieces: list[str], ranks: Mapping[tuple[str, str], int]) -> list[str]:
     """Byte-pair encoding: the earliest merge that applies, at its first place, until none does."""
-    for pair in merges:
-        for i, here in enumerate(pairwise(pieces)):
-            if here == pair:
-                return _encode([*pieces[:i], "".join(pair), *pieces[i + 2 :]], merges)
+    while applicable := [(ranks[pair], i) for i, pair in enumerate(pairwise(pieces)) if pair in ranks]:
+        i = min(applicable)[1]
+        pieces = [*pieces[:i], pieces[i] + pieces[i + 1], *pieces[i + 2 :]]
     return pieces
 
 
-def write_tokenizer(folder: Path) -> CLIPTokenizer:
-    """Build the tokenizer, save it in the layout that diffusers' pipelines read, and return it."""
+def write_tokenizer(folder: Path, words: tuple[str, ...] = WORDS) -> CLIPTokenizer:
+    """Build the tokenizer of these words, save it in the layout that diffusers' pipelines read, and return it."""
     folder.mkdir(parents=True, exist_ok=True)
-    merges = byte_pair_merges(WORDS)
+    merges = byte_pair_merges(words)
     letters = sorted(ByteLevel.alphabet())
     tokens = [*letters, *(c + _WORD_END for c in letters), *dict.fromkeys(a + b for a, b in merges), START, END]
     (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}, ensure_ascii=False))

@@ -6,8 +6,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import CLIPTokenizer
 
+from pipelines.builtin.captions import noisy_words
 from pipelines.builtin.fitting import Plan, fit
-from pipelines.builtin.train import Recipe, noisy_words, train
+from pipelines.builtin.train import Recipe, train
 from pipelines.builtin.vocabulary import WORDS, write_tokenizer
 from pipelines.composition import And, Prompt
 from pipelines.entry import BUILTIN_FOLDER

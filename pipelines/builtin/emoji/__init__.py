@@ -1,0 +1,1 @@
+"""`emoji`: a world of things with names, in two styles; its data, recipe and card."""
