@@ -73,7 +73,9 @@ def test_families_know_nothing_of_sampling(path):
 
 
 FAMILIES = {f"pipelines.families.{path.stem}" for path in ROOT.glob("pipelines/families/[!_]*.py")}
-ARITHMETIC = {f"pipelines.{name}" for name in ("mixing", "superposition", "particles", "lift")}
+ARITHMETIC = {
+    f"pipelines.{name}" for name in ("mixing", "superposition", "probability_flow", "particles", "lift", "choice")
+}
 SAMPLING = ARITHMETIC | {
     f"pipelines.{name}" for name in ("composition", "plan", "schedule", "draws", "canvas", "networks", "sampler")
 }
