@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from pipelines.composition import And, AtLeast, Average, Expression, Not, Or, Product, Prompt, Xor
-from pipelines.lift import LiftSums
+from pipelines.lift import LiftSums, beside_references
 
 _EVIDENCE_FROM: Final = 0.2
 _DISAGREEMENT_FROM: Final = 0.1
@@ -74,8 +74,7 @@ class ChoiceSums:
 
     def add(self, z: Tensor, sigma: float, predicted: Tensor, branch: Sequence[int], weights: Weights) -> Self:
         """One network call further; see :meth:`pipelines.lift.LiftSums.add`."""
-        own = predicted[:, : len(branch)]
-        reference = predicted[:, len(branch) :][:, list(branch)]
+        own, reference = beside_references(predicted, branch)
         apart = (own - reference).double().flatten(2).square().sum(2)
         return type(self)(
             self.evidence.add(z, sigma, predicted, branch, weights[0]),

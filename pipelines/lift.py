@@ -24,6 +24,16 @@ import torch
 from torch import Tensor
 
 
+def beside_references(predicted: Tensor, branch: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Each leaf's prediction and that of its reference, (B, M, …) each.
+
+    Args:
+        predicted: (B, M + P, …) of the leaves, then of the references.
+        branch: For each leaf its reference.
+    """
+    return predicted[:, : len(branch)], predicted[:, len(branch) :][:, list(branch)]
+
+
 @dataclass(frozen=True, slots=True)
 class LiftSums:
     """The running sums of B samples with M leaves.
@@ -52,8 +62,7 @@ class LiftSums:
             branch: For each leaf its reference.
             weight: ω of the step.
         """
-        own = predicted[:, : len(branch)]
-        reference = predicted[:, len(branch) :][:, list(branch)]
+        own, reference = beside_references(predicted, branch)
         # x̂0 = z − σ ε̂: the difference of two x̂0 from that of two ε̂ keeps its digits at high noise.
         difference = (weight * sigma) * (own - reference)
         both = 2 * z.unsqueeze(1) - sigma * (own + reference)

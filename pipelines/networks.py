@@ -74,10 +74,12 @@ def evaluate(
     """
     answers: list[list[Tensor]] = [[state.z] * len(state.plan.rows) for state in states]
     spreads: list[list[Tensor]] = [[state.z] * len(state.plan.rows) for state in states]
+    # Asked for once: a probe is drawn anew at every look.
+    probes = [state.probe for state in states]
     asked: dict[tuple[str, Hashable, bool], list[tuple[int, int]]] = {}
     for i, state in enumerate(states):
         for j, row in enumerate(state.plan.rows):
-            key = (row.model, _shapes(state.conditions[j]), state.probe is not None)
+            key = (row.model, _shapes(state.conditions[j]), probes[i] is not None)
             asked.setdefault(key, []).append((i, j))
     for (name, _, diverges), places in asked.items():
         sizes = [len(states[i].z) for i, _ in places]
@@ -88,7 +90,7 @@ def evaluate(
         # A model computes where it lies; the samples lie with the lead model of their expression.
         device = models[name].device
         rows = (forward_rows or {}).get(name, len(z))
-        known = [probe for i, _ in places if (probe := states[i].probe) is not None]
+        known = [own for i, _ in places if (own := probes[i]) is not None]
         probe = torch.cat(known).to(device, z.dtype) if diverges else None
         computed, along = _forward(models[name], z.to(device), sigma.to(device), condition, rows, probe)
         for (i, j), output in zip(places, computed.to(z.device).split(sizes), strict=True):
@@ -98,8 +100,8 @@ def evaluate(
             for (i, j), spread in zip(places, divergence.split(sizes), strict=True):
                 spreads[i][j] = spread
     return [
-        Answer(_slotted(state, predicted), None if state.probe is None else _slotted(state, spread))
-        for state, predicted, spread in zip(states, answers, spreads, strict=True)
+        Answer(_slotted(state, predicted), None if probe is None else _slotted(state, spread))
+        for state, probe, predicted, spread in zip(states, probes, answers, spreads, strict=True)
     ]
 
 

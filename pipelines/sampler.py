@@ -114,10 +114,14 @@ class SamplerState:
         return self.index < self.schedule.calls - 1 or self.plan.params.particles > 1
 
     @property
+    def estimates(self) -> Tensor:
+        """(B, M + P) log-densities so far in nats; NaN where no step adds noise, since nothing is estimated then."""
+        return self.log_q if self.schedule.estimates else torch.full_like(self.log_q, torch.nan)
+
+    @property
     def log_density(self) -> Tensor:
-        """(B, M) log-densities so far in nats; NaN where no step adds noise, since nothing is estimated then."""
-        leaves_only = self.log_q[:, : self.plan.program.leaves]
-        return leaves_only if self.schedule.estimates else torch.full_like(leaves_only, torch.nan)
+        """(B, M) the same of the leaves."""
+        return self.estimates[:, : self.plan.program.leaves]
 
     @property
     def mean_weights(self) -> Tensor:
@@ -276,8 +280,10 @@ def _corrected(state: SamplerState, answer: Answer) -> SamplerState:
 
 def _flowed(before: SamplerState, after: SamplerState, answer: Answer) -> SamplerState:
     """The densities' increments of a step along the probability flow, by what is known at its beginning."""
+    if answer.divergence is None:
+        return after
     sigma_t, sigma_s = before.schedule.sigmas[before.index : before.index + 2].tolist()
-    if answer.divergence is None or sigma_s == 0:
+    if sigma_s == 0:
         return after
     d = after.z - before.z
     gained = increments(d, answer.predicted, answer.divergence, sigma_t, sigma_t, sigma_s)
@@ -441,9 +447,8 @@ def finish(state: SamplerState) -> Samples:
     if not bool(torch.isfinite(state.z).all()):
         detail = "the sample overflowed; a lower guidance scale, smaller weights or more steps may help"
         raise NonFiniteError(detail)
-    log_q = state.log_q if state.schedule.estimates else torch.full_like(state.log_q, torch.nan)
     operators = {path for path, node in walk(plan.expression) if not isinstance(node, Prompt)}
-    nodes = node_log_densities(plan.reported, log_q)
+    nodes = node_log_densities(plan.reported, state.estimates)
     lift = torch.full_like(state.weights, torch.nan)
     if state.lifts is not None:
         lift = torch.where(torch.tensor(plan.lifted, device=lift.device), state.lifts.total(state.z), lift)
