@@ -19,12 +19,12 @@ _ROUNDING: Final = 1e-9
 
 
 class Select(StrEnum):
-    """What the best of several candidates is chosen by; see :mod:`pipelines.lift`."""
+    """Where the signs come from by which the best of several candidates is chosen; see :mod:`pipelines.choice`."""
 
     LIFT = "lift"
-    """The cached lift: no further network call."""
+    """The steps taken: no further network call."""
     DENSITY = "density"
-    """The lift on fresh noise: unbiased, a few further calls."""
+    """Fresh noise over the finished pictures: a few further calls."""
 
 
 @dataclass(frozen=True, slots=True)
