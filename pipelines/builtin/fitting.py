@@ -99,6 +99,13 @@ def _save(
     save_whole(modules | {"plan": asdict(plan), "step": step}, path)
 
 
+def mixed_precision() -> torch.autocast:
+    """bfloat16 where the processor multiplies it; elsewhere float32, since emulation is some thirty times slower."""
+    able = torch.cpu.get_capabilities()
+    multiplies = bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+    return torch.autocast("cpu", torch.bfloat16, enabled=multiplies)
+
+
 def save_whole(state: object, path: Path) -> None:
     """Write beside and rename, so that a stop in the middle leaves the last whole file."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pipelines.builtin.emoji.pictures import SIZE, on_ground, place
-from pipelines.builtin.fitting import Plan, fit
+from pipelines.builtin.fitting import Plan, fit, mixed_precision
 
 CHANNELS: Final = 16
 PATCH: Final = 8
@@ -201,7 +201,7 @@ def train_decoder(
         latents = components(images)
         strength = torch.from_numpy(rng.uniform(0, _LATENT_NOISE, size=(plan.batch, 1, 1, 1)).astype(np.float32))
         latents = latents + strength * torch.randn_like(latents)
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed_precision():
             decoded = decoder(latents)
         return reconstruction_loss(decoded.float(), images)
 

@@ -15,7 +15,7 @@ from pipelines.builtin.emoji.autoencoder import CHANNELS, PATCH, Components
 from pipelines.builtin.emoji.captions import Thing, caption
 from pipelines.builtin.emoji.names import STYLES
 from pipelines.builtin.emoji.pictures import GENTLY, SIZE, place
-from pipelines.builtin.fitting import Plan, fit
+from pipelines.builtin.fitting import Plan, fit, mixed_precision
 from pipelines.builtin.train import new_scheduler, velocity_loss
 
 WIDTH: Final = 96
@@ -87,7 +87,7 @@ def train_denoiser(
         views = rng.integers(latents.shape[1], size=plan.batch)
         captions = [caption(things[i // len(STYLES)], STYLES[i % len(STYLES)], rng) for i in map(int, picked)]
         tokens = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed_precision():
             condition = text_encoder(tokens).last_hidden_state
             return velocity_loss(denoiser, scheduler, latents[picked, views], condition, rng)
 

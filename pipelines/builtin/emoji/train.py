@@ -51,7 +51,7 @@ _CHECKPOINT_EVERY: Final = 100
 _MEASURED: Final = 512
 
 _DECODER: Final = Plan(steps=2_000, batch=8, learning_rate=2e-3, ema_decay=0.99, warmup=100)
-_DENOISER: Final = Plan(steps=12_000, batch=64, learning_rate=1.5e-3)
+_DENOISER: Final = Plan(steps=8_000, batch=64, learning_rate=1.5e-3)
 _LORA: Final = Plan(steps=300, batch=32, learning_rate=2e-3, warmup=20, ema_decay=0.98)
 
 
