@@ -11,8 +11,8 @@ from fastapi import FastAPI
 
 from pipelines.catalog import Catalog
 from pipelines.errors import PipelineError
-from service import errors
-from service.api import density, health, jobs, models, superpose
+from service import faults
+from service.api import density, health, jobs, models, problem, superpose
 from service.body_limit import BodyLimit
 from service.engine.engine import Engine
 from service.engine.executor import Executor
@@ -65,7 +65,7 @@ def create_app(
     )
     app.state.services = services
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
-    errors.install(app)
+    faults.install(app, problem.render, {})
     for router in (superpose.router, density.router, jobs.router, models.router, health.router):
         app.include_router(router)
     return app

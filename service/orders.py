@@ -11,10 +11,11 @@ from pipelines.params import SamplingParams
 from pipelines.plan import Plan, make_plan
 from service.engine.job import Ask, Job, Source
 from service.expressions import Written
-from service.pictures import decode_picture
+from service.pictures import ImageFormat, decode_picture
+from service.registry import Record
 from service.services import Services
 from service.settings import Settings
-from service.sources import Fit, prepare_source, sampled_size
+from service.sources import Fit, Painted, prepare_source, read_mask, sampled_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,18 +23,20 @@ class Known:
     """A picture that comes with an order.
 
     Attributes:
-        image: As the client sent it.
+        image: As the client sent it: a file, or a file in base64.
         mask: Likewise; None to paint everywhere.
         fit: How both come to the size asked for.
         feather: Over how many pixels painting blends in.
         retrace: Whether only the picture's densities are wanted.
+        painted: Which part of the mask is painted anew.
     """
 
-    image: str
-    mask: str | None
+    image: str | bytes
+    mask: str | bytes | None
     fit: Fit
     feather: float
     retrace: bool = False
+    painted: Painted = "white"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +80,22 @@ async def take(order: Order, services: Services) -> Job:
         return services.engine.submit(plan, order.ask, source)
 
 
+async def accept(
+    order: Order, services: Services, image_format: ImageFormat = ImageFormat.PNG, *, by_url: bool = False
+) -> Record:
+    """Take an order in and remember its job, to be asked for by its id; see :func:`take` for what is raised.
+
+    Args:
+        order: What is asked for.
+        services: The application's parts.
+        image_format: In which its pictures are wanted.
+        by_url: Whether answers hold the pictures' addresses instead of the pictures.
+    """
+    record = Record(await take(order, services), image_format, by_url)
+    services.registry.add(record)
+    return record
+
+
 def prepare_known(
     known: Known, params: SamplingParams, cards: Mapping[str, Card], lead_model: str, settings: Settings
 ) -> tuple[SamplingParams, Source]:
@@ -92,7 +111,10 @@ def prepare_known(
         settings: The service's bounds.
     """
     image = decode_picture(known.image, "image", settings.max_pixels)
-    mask = None if known.mask is None else decode_picture(known.mask, "mask", settings.max_pixels)
+    mask = None
+    if known.mask is not None:
+        sent = decode_picture(known.mask, "mask", settings.max_pixels)
+        mask = read_mask(sent, known.painted, image.size)
     first = cards[lead_model]
     own = image.size if all(card.multiple for card in cards.values()) else (first.width, first.height)
     asked = params.width or own[0], params.height or own[1]

@@ -76,11 +76,11 @@ def diverging_picture(cells: NDArray[np.floating], scale: float) -> NDArray[np.u
     return colours.repeat(side, axis=0).repeat(side, axis=1)
 
 
-def decode_picture(text: str, field: str, max_pixels: int) -> Image.Image:
+def decode_picture(sent: str | bytes, field: str, max_pixels: int) -> Image.Image:
     """A picture that a client sent, upright as its EXIF orientation says, of mode L, RGB or RGBA.
 
     Args:
-        text: Base64, bare or as a data: URI.
+        sent: A file, or a file in base64, bare or as a data: URI.
         field: Where it stood in the request.
         max_pixels: Larger ones are refused before they are decompressed.
 
@@ -88,15 +88,7 @@ def decode_picture(text: str, field: str, max_pixels: int) -> Image.Image:
         InvalidInputError: Not base64, not a picture, or truncated.
         PictureTooLargeError: Too large.
     """
-    if text.startswith(("http:", "https:", "file:")):
-        raise InvalidInputError(
-            f"{field} must be the picture itself in base64; addresses are not fetched", field=(field,)
-        )
-    start = _DATA_URI.match(text)
-    try:
-        data = base64.b64decode(text[start.end() if start else 0 :], validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise InvalidInputError(f"{field} is not base64: {error}", field=(field,)) from error
+    data = sent if isinstance(sent, bytes) else _from_base64(sent, field)
     try:
         picture = Image.open(io.BytesIO(data), formats=_READ)
         if picture.width * picture.height <= max_pixels:
@@ -109,6 +101,18 @@ def decode_picture(text: str, field: str, max_pixels: int) -> Image.Image:
         raise InvalidInputError(f"{field} cannot be read: {error}", field=(field,)) from error
     detail = f"{field} has {picture.width}×{picture.height} pixels; this service allows {max_pixels} in all"
     raise PictureTooLargeError(detail, field=(field,))
+
+
+def _from_base64(text: str, field: str) -> bytes:
+    if text.startswith(("http:", "https:", "file:")):
+        raise InvalidInputError(
+            f"{field} must be the picture itself in base64; addresses are not fetched", field=(field,)
+        )
+    start = _DATA_URI.match(text)
+    try:
+        return base64.b64decode(text[start.end() if start else 0 :], validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise InvalidInputError(f"{field} is not base64: {error}", field=(field,)) from error
 
 
 def _plain(picture: Image.Image) -> Image.Image:

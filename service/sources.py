@@ -10,12 +10,16 @@ from PIL import Image, ImageOps
 from scipy import ndimage
 
 from pipelines.card import Card
+from pipelines.errors import InvalidInputError
 from service.engine.job import Source
 
 Fit = Literal["crop", "pad", "stretch"]
+Painted = Literal["white", "black", "clear"]
+"""Which part of a mask is painted anew: its white, its black, or its transparent pixels."""
 Size = tuple[int, int]
 
 _WHITE: Final = (255, 255, 255)
+_OPAQUE: Final = 255
 
 
 def sampled_size(asked: Size, cards: Iterable[Card]) -> Size:
@@ -38,7 +42,7 @@ def prepare_source(
 
     Args:
         image: The picture; transparency becomes white.
-        mask: White where it is painted anew, black where it is kept; any size, stretched to the picture's first.
+        mask: Of mode L and the picture's size: white where it is painted anew, black where it is kept.
         asked: Of the answer.
         sampled: Of what is sampled, no smaller.
         fit: "crop" fills the size and cuts what stands over, "pad" fits all of it in and repeats the edges,
@@ -46,12 +50,42 @@ def prepare_source(
         feather: Over how many pixels, inside of the mask's border, what is painted blends in.
     """
     picture = _flat(image)
-    kept = None if mask is None else mask.convert("L").resize(picture.size, Image.Resampling.BILINEAR)
     pixels = _grown(np.asarray(_fitted(picture, asked, fit)), sampled)
-    if kept is None:
+    if mask is None:
         return Source(pixels, None, None, *asked)
-    painted = np.asarray(_fitted(kept, asked, fit))
+    painted = np.asarray(_fitted(mask, asked, fit))
     return Source(pixels, _grown(painted, sampled), _grown(blend_of(painted, feather), sampled), *asked)
+
+
+def read_mask(mask: Image.Image, painted: Painted, size: Size) -> Image.Image:
+    """A mask of mode L, white where the picture is painted anew.
+
+    Args:
+        mask: As it was sent.
+        painted: Which part of it is painted.
+        size: Of the picture.
+
+    Raises:
+        InvalidInputError: It has another size; or it says by transparency what should be said by white, or the reverse.
+    """
+    if mask.size != size:
+        detail = f"the mask has {_by(mask.size)} pixels, the image {_by(size)}; both must have one size"
+        raise InvalidInputError(detail, field=("mask",))
+    if painted == "clear":
+        if not mask.has_transparency_data:
+            detail = "the mask has no transparent pixels: what is to be painted must be transparent"
+            raise InvalidInputError(detail, field=("mask",))
+        return ImageOps.invert(mask.convert("RGBA").getchannel("A"))
+    flat = mask.convert("L")
+    clear = mask.has_transparency_data and bool((np.asarray(mask.convert("RGBA"))[..., 3] < _OPAQUE).any())
+    if clear and len(flat.getcolors() or ()) == 1:
+        detail = "the mask is transparent in places and has one colour: make it white where the image is painted anew"
+        raise InvalidInputError(detail, field=("mask",))
+    return ImageOps.invert(flat) if painted == "black" else flat
+
+
+def _by(size: Size) -> str:
+    return f"{size[0]}×{size[1]}"
 
 
 def blend_of(mask: NDArray[np.uint8], feather: float) -> NDArray[np.uint8]:

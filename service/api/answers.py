@@ -12,10 +12,11 @@ from sse_starlette import ServerSentEvent
 
 from pipelines.composition import leaves
 from pipelines.params import image_seed
+from service.api.problem import Problem, problem
 from service.engine.events import Event
 from service.engine.job import Job, Outcome, Phase, Point, Preview
-from service.errors import Problem, describe
 from service.expressions import leaf_names, node_names
+from service.faults import fault_of
 from service.pictures import ImageFormat, diverging_picture, encode_picture
 from service.registry import Record
 from service.schemas.answers import (
@@ -193,15 +194,7 @@ def _reason(job: Job) -> str:
 
 def _problem(job: Job, error: Exception) -> Problem:
     """The problem of a failed job; the engine has logged its inside."""
-    return describe(error, job_path(job), reference=f"job id {job.id}")
-
-
-async def when_over(job: Job) -> None:
-    """Wait until a job is over, however it ends."""
-    over = asyncio.wrap_future(job.result)
-    await asyncio.wait([over])
-    if not over.cancelled():
-        over.exception()  # looked at, so that asyncio does not report it as forgotten
+    return problem(fault_of(error, reference=f"job id {job.id}"), job_path(job))
 
 
 async def events(record: Record, after: int = 0) -> AsyncIterator[ServerSentEvent]:

@@ -5,14 +5,14 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Request
 from numpy.typing import NDArray
 
 from pipelines.composition import Expression, Or, Prompt, leaves
 from service.api.answers import named_nodes
 from service.api.caller import CallerDep
-from service.api.superpose import await_outcome
-from service.errors import Problem
+from service.api.problem import Problem
+from service.api.waiting import abandoned, await_outcome
 from service.expressions import leaf_names
 from service.orders import take
 from service.schemas.answers import DensityResponse, Explanation, NodeDensity
@@ -21,7 +21,6 @@ from service.services import ServicesDep
 
 router = APIRouter(prefix="/v1", tags=["density"])
 
-_CLIENT_CLOSED_REQUEST: Final = 499
 _PROBLEMS: Final[dict[int | str, dict[str, Any]]] = {
     status: {"model": Problem} for status in (400, 404, 413, 415, 422, 429, 500, 503, 504)
 }
@@ -38,7 +37,7 @@ async def density(body: DensityRequest, request: Request, services: ServicesDep,
     job = await take(order, services)
     outcome = await await_outcome(job, request, services.engine)
     if outcome is None:
-        return Response(status_code=_CLIENT_CLOSED_REQUEST)
+        return abandoned()
     names = leaf_names(leaves(job.expression))
     return DensityResponse(
         components=names,

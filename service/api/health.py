@@ -7,7 +7,7 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 
-from service.errors import Problem
+from service.api.problem import Problem
 from service.schemas.answers import Health
 from service.services import ServicesDep
 

@@ -12,10 +12,11 @@ from starlette.exceptions import HTTPException
 
 from pipelines.composition import leaves
 from service.api.accept import CSV, joined, prefers_csv
-from service.api.answers import events, job_info, lift_cells, lift_picture, lift_scale, trajectory_point, when_over
+from service.api.answers import events, job_info, lift_cells, lift_picture, lift_scale, trajectory_point
 from service.api.caller import CallerDep
+from service.api.problem import Problem
+from service.api.waiting import when_over
 from service.engine.job import Job, Outcome, Phase
-from service.errors import Problem
 from service.expressions import leaf_names
 from service.pictures import ImageFormat, encode_picture
 from service.schemas.answers import JobInfo, JobList, TrajectoryPoint

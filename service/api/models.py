@@ -5,7 +5,7 @@ from dataclasses import asdict
 from fastapi import APIRouter
 
 from pipelines.catalog import Catalog
-from service.errors import Problem
+from service.api.problem import Problem
 from service.schemas.answers import ModelInfo, ModelList, Space
 from service.services import ServicesDep
 

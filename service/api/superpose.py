@@ -13,12 +13,12 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.exceptions import HTTPException
 
 from service.api.accept import EVENT_STREAM, JSON, asynchronous, joined, preferred
-from service.api.answers import answer, encoded, events, job_info, job_path, summary, when_over
+from service.api.answers import answer, encoded, events, job_info, job_path, summary
 from service.api.caller import CallerDep
+from service.api.problem import Problem
+from service.api.waiting import abandoned, await_outcome
 from service.engine.engine import Engine
-from service.engine.job import Job, Outcome
-from service.errors import Problem
-from service.orders import take
+from service.orders import accept
 from service.pictures import ImageFormat
 from service.registry import Record
 from service.schemas.answers import JobInfo, SuperposeResponse
@@ -27,7 +27,6 @@ from service.services import Services, ServicesDep
 
 router = APIRouter(prefix="/v1/superpose", tags=["superpose"])
 
-_CLIENT_CLOSED_REQUEST: Final = 499
 _RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
     200: {"model": SuperposeResponse, "content": {t: {} for t in (*(f.media_type for f in ImageFormat), EVENT_STREAM)}},
     202: {"model": JobInfo, "description": "With Prefer: respond-async."},
@@ -124,10 +123,7 @@ def _form(body: Drawing, wanted: Wishes) -> str:
 async def _submit(body: Drawing, services: Services, caller: str) -> Record:
     """Take a request in and remember its job."""
     order = await asyncio.to_thread(body.order, services.catalog.names, caller, services.settings.max_timeout_s)
-    job = await take(order, services)
-    record = Record(job, body.output_format, body.response_format == "url")
-    services.registry.add(record)
-    return record
+    return await accept(order, services, body.output_format, by_url=body.response_format == "url")
 
 
 async def _respond(record: Record, request: Request, services: Services, wanted: Wishes, form: str) -> Response:
@@ -144,7 +140,7 @@ async def _respond(record: Record, request: Request, services: Services, wanted:
         return EventSourceResponse(stream, shutdown_grace_period=services.settings.stream_grace_s)
     outcome = await await_outcome(job, request, leaving)
     if outcome is None:
-        return Response(status_code=_CLIENT_CLOSED_REQUEST)
+        return abandoned()
     if not isinstance(form, ImageFormat):
         return Response(await asyncio.to_thread(answer, record, outcome), media_type=JSON)
     (data,) = await asyncio.to_thread(encoded, outcome, form)
@@ -167,21 +163,3 @@ async def _events_until_left(record: Record, engine: Engine) -> AsyncIterator[Se
             yield event
     finally:
         engine.cancel(record.job)
-
-
-async def await_outcome(job: Job, request: Request, engine: Engine | None) -> Outcome | None:
-    """The job's outcome; None for a client that goes away, and the job is cancelled if the engine is given."""
-    over = asyncio.create_task(when_over(job))
-    gone = asyncio.create_task(_disconnected(request))
-    try:
-        await asyncio.wait([over, gone], return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        gone.cancel()
-        if engine is not None and not job.over:
-            engine.cancel(job)
-    return job.result.result() if job.over else None
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass

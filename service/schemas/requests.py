@@ -175,7 +175,8 @@ class Drawing(Asking):
         str | None, Field(description="A picture to begin from, in base64 or as a data: URI; never an address.")
     ] = None
     mask: Annotated[
-        str | None, Field(description="White where the image is painted anew, black where it is kept; in base64.")
+        str | None,
+        Field(description="Of the image's size, in base64: white where it is painted anew, black where it is kept."),
     ] = None
     strength: Annotated[
         Real | None,
@@ -241,7 +242,7 @@ class Drawing(Asking):
         if self.image is not None:
             return Known(self.image, self.mask, self.fit, self.mask_feather)
         if self.mask is not None:
-            raise InvalidInputError("a mask needs an image that it is of", field=("mask",))
+            raise InvalidInputError("a mask needs an image", field=("mask",))
         return None
 
 

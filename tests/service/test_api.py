@@ -14,10 +14,10 @@ from PIL import Image
 
 from pipelines.catalog import Catalog
 from pipelines.entry import Entry
+from service.api.problem import MEDIA_TYPE
 from service.app import create_app
 from service.engine.engine import Engine
 from service.engine.executor import Executor
-from service.errors import MEDIA_TYPE
 from service.settings import Settings
 
 AND, OR = "/v1/superpose/and", "/v1/superpose/or"

@@ -18,7 +18,7 @@ from service.api.density import explain
 from service.app import create_app
 from service.pictures import decode_picture
 from service.settings import Settings
-from service.sources import blend_of, prepare_source, sampled_size
+from service.sources import blend_of, prepare_source, read_mask, sampled_size
 from tests.service.test_api import AND, OR, pictures, refused
 
 DENSITY = "/v1/density"
@@ -316,3 +316,33 @@ def test_models_beyond_the_budget_are_loaded_once_a_request_and_never_by_the_eve
             names = [name for name, _ in loads]
             assert len(set(names)) == len(names)
             assert all(thread.startswith("superdiff-loader") for _, thread in loads)
+
+
+class TestMasks:
+    """What a mask says must be what is painted: neither guessed nor stretched."""
+
+    HALF = np.repeat([[0, 255]], 4, axis=0).repeat(2, axis=1).astype(np.uint8)
+
+    @pytest.mark.parametrize(
+        ("mask", "painted", "expected"),
+        [
+            (Image.fromarray(HALF), "white", HALF),
+            (Image.fromarray(HALF), "black", 255 - HALF),
+            (Image.merge("LA", [Image.new("L", (4, 4), 255), Image.fromarray(HALF)]), "clear", 255 - HALF),
+        ],
+    )
+    def test_one_part_of_it_is_painted(self, mask, painted, expected):
+        assert np.array_equal(np.asarray(read_mask(mask, painted, (4, 4))), expected)
+
+    @pytest.mark.parametrize(
+        ("mask", "painted", "told"),
+        [
+            (Image.new("L", (4, 5)), "white", "4×5 pixels, the image 4×4"),
+            (Image.merge("LA", [Image.new("L", (4, 4), 255), Image.fromarray(HALF)]), "white", "make it white"),
+            (Image.new("L", (4, 4)), "clear", "no transparent pixels"),
+        ],
+    )
+    def test_what_says_it_otherwise_is_refused(self, mask, painted, told):
+        with pytest.raises(InvalidInputError, match=told) as caught:
+            read_mask(mask, painted, (4, 4))
+        assert caught.value.field == ("mask",)

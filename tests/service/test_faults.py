@@ -9,9 +9,10 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from pipelines import errors as science
+from service.api.problem import MEDIA_TYPE, render
 from service.engine.job import CancelledJobError, DeadlineError, EngineStoppedError
 from service.engine.scheduler import QueueFullError
-from service.errors import MEDIA_TYPE, STATUS, install, pointer
+from service.faults import STATUS, install, pointer
 from service.idempotency import IdempotencyError
 from service.pictures import PictureTooLargeError
 from service.registry import UnknownJobError
@@ -36,7 +37,7 @@ SAMPLES = [
 @pytest.fixture
 def client():
     app = FastAPI()
-    install(app)
+    install(app, render, {})
 
     @app.get("/fail/{index}")
     async def fail(index: int) -> None:

@@ -1,0 +1,42 @@
+"""Waiting for a job while its client may go away."""
+
+import asyncio
+from typing import Final
+
+from fastapi import Request, Response
+
+from service.engine.engine import Engine
+from service.engine.job import Job, Outcome
+
+_CLIENT_CLOSED_REQUEST: Final = 499
+
+
+async def when_over(job: Job) -> None:
+    """Wait until a job is over, however it ends."""
+    over = asyncio.wrap_future(job.result)
+    await asyncio.wait([over])
+    if not over.cancelled():
+        over.exception()  # looked at, so that asyncio does not report it as forgotten
+
+
+async def await_outcome(job: Job, request: Request, engine: Engine | None) -> Outcome | None:
+    """The job's outcome; None for a client that goes away, and the job is cancelled if the engine is given."""
+    over = asyncio.create_task(when_over(job))
+    gone = asyncio.create_task(_disconnected(request))
+    try:
+        await asyncio.wait([over, gone], return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        gone.cancel()
+        if engine is not None and not job.over:
+            engine.cancel(job)
+    return job.result.result() if job.over else None
+
+
+def abandoned() -> Response:
+    """The answer that nobody reads any more."""
+    return Response(status_code=_CLIENT_CLOSED_REQUEST)
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,203 @@
+"""What goes wrong, in the service's own words: one table of statuses, which every dialect renders in its own way."""
+
+import logging
+import math
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any, Final
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from pipelines.errors import (
+    CatalogError,
+    IncompatibleModelsError,
+    InvalidInputError,
+    ModelLoadError,
+    NonFiniteError,
+    PipelineError,
+    UnknownModelError,
+)
+from pipelines.grammar import GrammarError, UnknownModelInTextError
+from service.engine.job import CancelledJobError, DeadlineError, EngineStoppedError
+from service.engine.scheduler import QueueFullError
+from service.idempotency import IdempotencyError
+from service.pictures import PictureTooLargeError
+from service.registry import UnknownJobError
+from service.schemas.fields import within_sentence
+
+_LOG: Final = logging.getLogger(__name__)
+
+STATUS: Final[Mapping[type[Exception], HTTPStatus]] = {
+    PictureTooLargeError: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    InvalidInputError: HTTPStatus.UNPROCESSABLE_ENTITY,
+    IncompatibleModelsError: HTTPStatus.UNPROCESSABLE_ENTITY,
+    UnknownModelError: HTTPStatus.NOT_FOUND,
+    NonFiniteError: HTTPStatus.UNPROCESSABLE_ENTITY,
+    ModelLoadError: HTTPStatus.SERVICE_UNAVAILABLE,
+    CatalogError: HTTPStatus.INTERNAL_SERVER_ERROR,
+    PipelineError: HTTPStatus.INTERNAL_SERVER_ERROR,
+    QueueFullError: HTTPStatus.TOO_MANY_REQUESTS,
+    EngineStoppedError: HTTPStatus.SERVICE_UNAVAILABLE,
+    CancelledJobError: HTTPStatus.CONFLICT,
+    DeadlineError: HTTPStatus.GATEWAY_TIMEOUT,
+    UnknownJobError: HTTPStatus.NOT_FOUND,
+    IdempotencyError: HTTPStatus.CONFLICT,
+}
+# Seconds after which to ask again, where nothing better is known.
+_RETRY_AFTER_S: Final = {HTTPStatus.TOO_MANY_REQUESTS: 5, HTTPStatus.SERVICE_UNAVAILABLE: 10}
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A field at fault.
+
+    Attributes:
+        path: Where it is in the body; for a header or a parameter "header", "path" or "query" stands before it.
+        detail: What is wrong.
+        column: Where in an expression's text, in characters; the first is 1.
+    """
+
+    path: tuple[str | int, ...]
+    detail: str
+    column: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Why a request is refused or failed.
+
+    Attributes:
+        status: The HTTP status.
+        detail: One sentence for the client, without internals.
+        places: The fields at fault, if it is about fields.
+        queue_position: How many jobs wait already, if the queue is full.
+        headers: What the answer carries besides.
+    """
+
+    status: HTTPStatus
+    detail: str
+    places: tuple[Place, ...] = ()
+    queue_position: int | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+Renderer = Callable[[Request, Fault], Response]
+
+
+def fault_of(error: Exception, reference: str | None = None) -> Fault:
+    """The fault of an exception; an exception that is not in the table keeps its internals to itself.
+
+    Args:
+        error: What was raised.
+        reference: The id under which the log has its internals already; None to log it now under a new request id.
+    """
+    status = next((STATUS[kind] for kind in type(error).__mro__ if kind in STATUS), None)
+    if status is None:
+        if reference is None:
+            reference = f"request id {uuid.uuid4().hex}"
+            _LOG.error("%s failed", reference, exc_info=error)
+        detail = f"The service failed at this request. Tell its operator the {reference}."
+        return Fault(HTTPStatus.INTERNAL_SERVER_ERROR, detail)
+    places: tuple[Place, ...] = ()
+    if isinstance(error, InvalidInputError | UnknownModelError) and error.field:
+        column = error.column if isinstance(error, GrammarError | UnknownModelInTextError) else None
+        places = (Place(tuple(error.field), str(error), column),)
+    headers, waiting = _retry(status), None
+    if isinstance(error, QueueFullError):
+        waiting = error.waiting
+        if error.retry_after_s is not None:
+            headers = {"Retry-After": str(max(1, math.ceil(error.retry_after_s)))}
+    return Fault(status, str(error), places, waiting, headers)
+
+
+def install(app: FastAPI, default: Renderer, dialects: Mapping[str, Renderer]) -> None:
+    """Let the app answer every exception as the dialect of the path does.
+
+    Args:
+        app: The application.
+        default: Renders faults on paths of no dialect.
+        dialects: The first part of a dialect's paths → its renderer.
+    """
+
+    def rendered(request: Request, fault: Fault) -> Response:
+        path = request.url.path
+        found = [prefix for prefix in dialects if path == prefix or path.startswith(f"{prefix}/")]
+        return dialects[max(found, key=len)](request, fault) if found else default(request, fault)
+
+    async def known(request: Request, error: Exception) -> Response:
+        return rendered(request, fault_of(error))
+
+    async def invalid(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        return rendered(request, refusal(error))
+
+    async def http(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        if isinstance(error.__cause__, Exception) and error.status_code == HTTPStatus.BAD_REQUEST:
+            # FastAPI has one sentence for whatever json.loads raises.
+            return rendered(request, _unreadable(error.__cause__, encoded="content-encoding" in request.headers))
+        status = HTTPStatus(error.status_code)
+        return rendered(request, Fault(status, error.detail, headers={**_retry(status), **(error.headers or {})}))
+
+    for kind in STATUS:
+        app.add_exception_handler(kind, known)
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(HTTPException, http)
+    app.add_exception_handler(Exception, known)
+
+
+def _retry(status: HTTPStatus) -> dict[str, str]:
+    return {"Retry-After": str(_RETRY_AFTER_S[status])} if status in _RETRY_AFTER_S else {}
+
+
+def _unreadable(cause: Exception, *, encoded: bool) -> Fault:
+    """415 for a compressed body, 422 for endless nesting, 400 for broken text or numbers of thousands of digits."""
+    if encoded:
+        detail = "the body must be sent as it is, without Content-Encoding"
+        return Fault(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, detail)
+    if isinstance(cause, RecursionError):
+        return Fault(HTTPStatus.UNPROCESSABLE_ENTITY, "the body is nested far deeper than any request may be")
+    detail = "the body cannot be read: it must be JSON in UTF-8, its numbers of few digits"
+    return Fault(HTTPStatus.BAD_REQUEST, detail)
+
+
+def refusal(error: RequestValidationError) -> Fault:
+    """400 for a body that is not JSON, 415 for one that does not say it is, else 422 with every field at fault."""
+    faults = error.errors()
+    if error.body is None and [fault["loc"] for fault in faults] == [("body",)]:
+        return Fault(HTTPStatus.BAD_REQUEST, "the body is empty or null; it must be a JSON object")
+    if any(fault["type"] == "json_invalid" for fault in faults):
+        reason = faults[0].get("ctx", {}).get("error", "")
+        return Fault(HTTPStatus.BAD_REQUEST, f"the body is not JSON: {reason}")
+    if isinstance(error.body, bytes):
+        detail = "the body must be JSON: send Content-Type: application/json"
+        return Fault(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, detail)
+    return fields_at_fault(faults)
+
+
+def fields_at_fault(faults: Sequence[Mapping[str, Any]]) -> Fault:
+    """422 with what pydantic found."""
+    places = tuple(Place(_path(fault), _told(fault)) for fault in faults)
+    detail = "; ".join(f"{pointer(place.path)}: {place.detail}" for place in places)
+    return Fault(HTTPStatus.UNPROCESSABLE_ENTITY, detail, places)
+
+
+def pointer(path: Sequence[str | int]) -> str:
+    """A JSON pointer as a URI fragment (RFC 6901): ("components", 0) → "#/components/0"."""
+    return "#" + "".join(f"/{str(part).replace('~', '~0').replace('/', '~1')}" for part in path)
+
+
+def _path(fault: Mapping[str, Any]) -> tuple[str | int, ...]:
+    """Where the fault lies: inside the body without a word before it, elsewhere after "header", "path" or "query"."""
+    where, *path = fault["loc"]
+    return tuple(path) if where == "body" else (where, *path)
+
+
+def _told(fault: Mapping[str, Any]) -> str:
+    if fault["type"] == "extra_forbidden":
+        return "there is no such field"
+    return within_sentence(str(fault["msg"]))
