@@ -36,6 +36,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from pipelines.composition import (
     DECISIVE,
@@ -189,6 +190,8 @@ class _Compiler:
         return self._linear([*((column, (1 + scale) * share) for column, share in reference.items()), (term, -scale)])
 
     def _or(self, terms: Sequence[int], biases: Sequence[float], temperature: float) -> int:
+        if len(terms) == 1:  # whatever its bias: the odds of one term are even
+            return terms[0]
         biases = biases or [0.0] * len(terms)
         highest = max(biases)
         powers = [math.exp(bias - highest) for bias in biases]
@@ -197,6 +200,8 @@ class _Compiler:
         return self._write(temperature, list(zip(terms, biases, strict=True)), highest + math.log(sum(powers)))
 
     def _and(self, terms: Sequence[int], lifts: Sequence[float], sharpness: float) -> int:
+        if len(terms) == 1 and not any(lifts):
+            return terms[0]
         behind = [(c, sharpness * lift) for c, lift in zip(terms, lifts or [0.0] * len(terms), strict=True)]
         return self._write(-sharpness, behind, math.log(len(terms)))
 
@@ -240,7 +245,9 @@ class Mixing:
 
     Attributes:
         depth: Of the deepest program.
+        all_soft: Whether all I are soft nodes, in every sample: none linear, no padding.
         power: (B, I) λ, 0 for linear nodes and padding.
+        inverse: (B, I) 1/λ of soft nodes, else 0.
         bias: (B, I, N) b_c, −∞ where a column is not a term; zeros for linear nodes and padding.
         linear: (B, I, N) β_c of linear nodes, else 0.
         offset: (B, I) o.
@@ -248,7 +255,9 @@ class Mixing:
     """
 
     depth: int
+    all_soft: bool
     power: Tensor
+    inverse: Tensor
     bias: Tensor
     linear: Tensor
     offset: Tensor
@@ -275,7 +284,12 @@ class Mixing:
         counts = [samples for _, samples in programs]
         arrays = (np.repeat(np.stack(each), counts, axis=0) for each in zip(*parts, strict=True))
         tensors = [torch.from_numpy(array).to(device) for array in arrays]
-        return cls(max(program.depth for program, _ in programs), *tensors)
+        power, bias, linear, offset, tops = tensors
+        soft = power != 0
+        inverse = torch.where(soft, 1 / torch.where(soft, power, 1.0), 0.0)
+        depth = max(program.depth for program, _ in programs)
+        all_soft = all(power.all() for power, *_ in parts)
+        return cls(depth, all_soft, power, inverse, bias, linear, offset, tops)
 
 
 def _tabulate(program: Program, m: int, p: int, i: int, c: int) -> tuple[NDArray[np.float64], ...]:
@@ -313,17 +327,23 @@ def evaluate_nodes(mixing: Mixing, log_q: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         ℓ, (B, N); κ, (B, I, N). In padding both are 0.
     """
-    soft = (mixing.power != 0).unsqueeze(2)
-    divisor = torch.where(soft.squeeze(2), mixing.power, 1.0)
-    values = torch.zeros_like(mixing.power)
-    scaled, columns = mixing.bias, torch.cat([log_q, values], dim=1)
-    # Each pass is right for one level more; no pass reads anything that is not finite.
+    width, power = mixing.width, mixing.power.unsqueeze(2)
+    columns = functional.pad(log_q, (0, mixing.power.shape[1]))
+    powers = total = mixing.bias
+    # Each pass is right for one level more; no pass reads anything that is not finite. These are the step's smallest
+    # tensors, so what counts is how few operations there are.
     for _ in range(mixing.depth):
-        scaled = mixing.power.unsqueeze(2) * columns.unsqueeze(1) + mixing.bias
-        sums = (scaled.logsumexp(2) - mixing.offset) / divisor
-        values = torch.where(soft.squeeze(2), sums, (mixing.linear * columns.unsqueeze(1)).sum(2))
-        columns = torch.cat([log_q, values], dim=1)
-    return columns, torch.where(soft, scaled.softmax(2), mixing.linear)
+        scaled = torch.addcmul(mixing.bias, power, columns.unsqueeze(1))
+        # torch.logsumexp also takes care of lines that are −∞ throughout, which there are none of.
+        highest = scaled.amax(2, keepdim=True)
+        powers = (scaled - highest).exp_()
+        total = powers.sum(2, keepdim=True)
+        values = (total.log().add_(highest).squeeze(2) - mixing.offset) * mixing.inverse
+        if not mixing.all_soft:
+            values = torch.baddbmm(values.unsqueeze(2), mixing.linear, columns.unsqueeze(2)).squeeze(2)
+        columns[:, width:] = values
+    weights = powers / total
+    return columns, weights if mixing.all_soft else torch.where(power != 0, weights, mixing.linear)
 
 
 def unfold(mixing: Mixing, weights: Tensor) -> Tensor:
@@ -334,11 +354,11 @@ def unfold(mixing: Mixing, weights: Tensor) -> Tensor:
         weights: (B, I, N) κ of :func:`evaluate_nodes`.
     """
     width = mixing.width
-    rows = mixing.tops
+    rows, left = mixing.tops[:, :, :width], mixing.tops[:, :, width:]
     for _ in range(mixing.depth):
-        down = torch.bmm(rows[:, :, width:], weights)
-        rows = torch.cat([rows[:, :, :width] + down[:, :, :width], down[:, :, width:]], dim=2)
-    return rows[:, :, :width]
+        down = torch.bmm(left, weights)
+        rows, left = rows + down[:, :, :width], down[:, :, width:]
+    return rows
 
 
 def node_log_densities(program: Program, log_q: Tensor) -> dict[Path, Tensor]:
