@@ -88,13 +88,8 @@ class Composed:
     def draw(self, asked: Sequence[Asked], catalog: Catalog) -> dict[str, Drawn]:
         """As :meth:`Way.draw`; unrelated requests share each step."""
         metered, count = meter(catalog)
-        plans = []
-        for picture in asked:
-            expression = self.compose(picture)
-            chosen = asdict(catalog.defaults(expression)) | {"candidates": self.best_of[-1]} | dict(self.params)
-            plans.append(plan_of(expression, SamplingParams(seed=picture.seed, **chosen), metered))
-        states = sample_together(plans, metered)
-        rows, settings = count() / len(asked), settings_of(plans[0].params)
+        states = self.states(asked, metered, catalog)
+        rows, settings = count() / len(asked), settings_of(states[0].plan.params)
         if len(self.best_of) == 1:
             return {self.name: Drawn(torch.cat([finish(state).z for state in states]), rows, settings)}
         return {
@@ -105,6 +100,16 @@ class Composed:
             )
             for few in self.best_of
         }
+
+    def states(self, asked: Sequence[Asked], models: Mapping[str, Model], catalog: Catalog) -> list[SamplerState]:
+        """The last states, with all candidates."""
+        return sample_together([self.plan(picture, models, catalog) for picture in asked], models)
+
+    def plan(self, picture: Asked, models: Mapping[str, Model], catalog: Catalog) -> Plan:
+        """What one picture comes to."""
+        expression = self.compose(picture)
+        chosen = asdict(catalog.defaults(expression)) | {"candidates": self.best_of[-1]} | dict(self.params)
+        return plan_of(expression, SamplingParams(seed=picture.seed, **chosen), models)
 
 
 def settings_of(params: SamplingParams) -> str:

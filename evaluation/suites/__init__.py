@@ -5,7 +5,7 @@ from typing import Final
 
 from evaluation.suite import Suite
 
-PICTURE_SUITES: Final = ("prompts", "logic", "halves", "shapes")
+PICTURE_SUITES: Final = ("prompts", "logic", "halves", "shapes", "limits")
 NAMES: Final = ("gmm", *PICTURE_SUITES, "cost")
 
 
