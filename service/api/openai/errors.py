@@ -23,7 +23,8 @@ def render(request: Request, fault: Fault) -> JSONResponse:
 
 def error_of(fault: Fault) -> dict[str, Any]:
     """The body of a fault; a fault in an expression's text tells its column besides."""
-    told = "; ".join(f"{written(place.path)}: {place.detail}" for place in fault.places)
+    # Two native fields may be one here: a size is a width and a height.
+    told = "; ".join(dict.fromkeys(f"{written(place.path)}: {place.detail}" for place in fault.places))
     first = fault.places[0] if fault.places else None
     error: dict[str, Any] = {
         "message": told or fault.detail,
