@@ -295,7 +295,7 @@ def test_a_body_that_cannot_be_read(client):
         client.post("/images/edits", cast_to=object, body={"prompt": "a"})
     assert (refused.value.status_code, refused.value.code) == (415, "unsupported_media_type")
     with pytest.raises(openai.NotFoundError) as refused:
-        client.images.create_variation(image=checkered())
+        client.post("/images/variations", cast_to=object, body={"prompt": "a"})
     assert refused.value.code == "unknown_url"
 
 

@@ -7,7 +7,8 @@ from typing import Any, Final
 from fastapi import Request
 from fastapi.responses import JSONResponse
 
-from service.faults import Fault
+from service.api.openai.schemas import Error
+from service.faults import Fault, Place
 
 _CODES: Final = {
     HTTPStatus.UNAUTHORIZED: "invalid_api_key",
@@ -24,22 +25,26 @@ def render(request: Request, fault: Fault) -> JSONResponse:
 def error_of(fault: Fault) -> dict[str, Any]:
     """The body of a fault; a fault in an expression's text tells its column besides."""
     # Two native fields may be one here: a size is a width and a height.
-    told = "; ".join(dict.fromkeys(f"{written(place.path)}: {place.detail}" for place in fault.places))
+    told = "; ".join(dict.fromkeys(_told(place) for place in fault.places))
     first = fault.places[0] if fault.places else None
-    error: dict[str, Any] = {
-        "message": told or fault.detail,
-        "type": _type(fault.status),
-        "param": written(first.path) if first else None,
-        "code": _code(fault),
-    }
-    if first is not None and first.column is not None:
-        error["column"] = first.column
-    return {"error": error}
+    error = Error(
+        message=told or fault.detail,
+        type=_type(fault.status),
+        param=written(first.path) or None if first else None,
+        code=_code(fault),
+        column=first.column if first else None,
+    )
+    unsaid = {"column"} if error.column is None else set()
+    return {"error": error.model_dump(exclude=unsaid)}
 
 
 def written(path: Sequence[str | int]) -> str:
     """A place in a body as OpenAI writes it: ("superdiff", "expression", "and", 0) → "superdiff.expression.and[0]"."""
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
+
+
+def _told(place: Place) -> str:
+    return f"{written(place.path)}: {place.detail}" if place.path else place.detail
 
 
 def _type(status: HTTPStatus) -> str:

@@ -14,9 +14,9 @@ from service.api.caller import CallerDep
 from service.api.claims import IdempotencyKey, claimed
 from service.api.openai.answers import answer
 from service.api.openai.form import Files, published_form, read_form
-from service.api.openai.schemas import ImageRequest, ImagesResponse
+from service.api.openai.schemas import ErrorResponse, ImageRequest, ImagesResponse
 from service.api.openai.streams import Kind, events
-from service.api.openai.translation import in_own_words, order_of
+from service.api.openai.translation import body_of, in_own_words, order_of
 from service.api.waiting import abandoned, await_outcome, until_left
 from service.orders import accept
 from service.registry import Record
@@ -24,7 +24,12 @@ from service.services import Services, ServicesDep
 
 router = APIRouter(prefix="/v1/images", tags=["openai"])
 
-_ANSWERS: Final[dict[int | str, dict[str, Any]]] = {200: {"model": ImagesResponse, "content": {EVENT_STREAM: {}}}}
+_ANSWERS: Final[dict[int | str, dict[str, Any]]] = {
+    200: {"model": ImagesResponse, "content": {EVENT_STREAM: {}}},
+    **{status: {"model": ErrorResponse} for status in (400, 404, 409, 413, 415, 422, 429, 500, 503, 504)},
+}
+# What a request asks for besides its native body.
+_HOW: Final = {"model", "response_format", "output_compression", "stream", "partial_images"}
 
 
 @router.post("/generations", responses=_ANSWERS, response_model=None)
@@ -59,13 +64,14 @@ async def _record(
     asked: ImageRequest, files: Files | None, request: Request, services: Services, caller: str, key: str | None
 ) -> Record:
     """Queue a request, or find the job that its key stands for."""
+    body = body_of(asked, files)
 
     def whole() -> str:
         sent = [] if files is None else [hashlib.sha256(data).hexdigest() for data in (files.image, files.mask or b"")]
-        return " ".join([request.url.path, asked.model_dump_json(), *sent])
+        return " ".join([request.url.path, asked.model_dump_json(include=_HOW), body.model_dump_json(), *sent])
 
     async def submit() -> Record:
-        given = asked, files, services.catalog.names, caller, services.settings.max_timeout_s
+        given = asked, body, services.catalog.names, caller, services.settings.max_timeout_s
         order = await asyncio.to_thread(order_of, *given)
         by_url, quality = asked.response_format == "url", asked.output_compression
         with in_own_words(asked):

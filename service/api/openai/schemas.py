@@ -159,3 +159,21 @@ class Completed(Look):
     created_at: int
     b64_json: str
     usage: Usage
+
+
+class Error(BaseModel):
+    """Why a request was refused or failed."""
+
+    message: str
+    type: str
+    param: Annotated[str | None, Field(description="The field at fault, such as superdiff.steps.")]
+    code: str
+    column: Annotated[
+        int | None, Field(description="Where in an expression's text, in characters; the first is 1.")
+    ] = None
+
+
+class ErrorResponse(BaseModel):
+    """The body of an answer that is an error."""
+
+    error: Error

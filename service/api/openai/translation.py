@@ -42,32 +42,45 @@ class _Body(SuperposeRequest):
             return None
         return Known(self._files.image, self._files.mask, self.fit, self.mask_feather, painted="clear")
 
-    def over(self, files: Files | None) -> "_Body":
-        """The same body, with its picture."""
-        self._files = files
-        return self
 
-
-def order_of(asked: ImageRequest, files: Files | None, models: Sequence[str], caller: str, timeout_s: float) -> Order:
-    """The order that a request stands for.
+def body_of(asked: ImageRequest, files: Files | None) -> SuperposeRequest:
+    """The native body that a request stands for.
 
     Args:
         asked: The request.
         files: The picture to edit; None to draw a new one.
+
+    Raises:
+        InvalidInputError: The extra fields hold one that has a name in this dialect.
+        RequestValidationError: An extra field is not as the native body has it.
+    """
+    with in_own_words(asked):
+        body = _Body.model_validate(_native(asked))
+    body._files = files  # noqa: SLF001  pydantic sets private attributes after validation only
+    return body
+
+
+def order_of(
+    asked: ImageRequest, body: SuperposeRequest, models: Sequence[str], caller: str, timeout_s: float
+) -> Order:
+    """The order that a request stands for.
+
+    Args:
+        asked: The request.
+        body: Its native body.
         models: The names of the catalogue; the first is the default.
         caller: Who asks.
         timeout_s: How long the answer may take where the request does not say.
 
     Raises:
-        InvalidInputError: What is asked for has no meaning, or the extra fields hold one that the dialect has itself.
+        InvalidInputError: What is asked for has no meaning.
         UnknownModelError: There is no model of a name.
-        RequestValidationError: An extra field is not as the native body has it.
     """
     if asked.model is not None and asked.model not in models:
         raise UnknownModelError(asked.model, tuple(models), field=("model",))
     named_first = sorted(models, key=lambda name: name != asked.model)
     with in_own_words(asked):
-        order = _Body.model_validate(_native(asked)).over(files).order(named_first, caller, timeout_s)
+        order = body.order(named_first, caller, timeout_s)
     return replace(order, ask=replace(order.ask, previews=asked.partial_images))
 
 
@@ -80,7 +93,7 @@ def in_own_words(asked: ImageRequest) -> Iterator[None]:
         error.field = _renamed(error.field, asked)
         raise
     except ValidationError as error:
-        places = [{**each, "loc": ("body", *_renamed(each["loc"], asked))} for each in error.errors()]
+        places = [{**each, "loc": ("body", *(_renamed(each["loc"], asked) or (_EXTRA,)))} for each in error.errors()]
         raise RequestValidationError(places, body=asked.superdiff) from None
 
 
