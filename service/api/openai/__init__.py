@@ -8,6 +8,6 @@ from typing import Final
 from service.api.openai.errors import render
 from service.api.openai.routes import router
 
-PREFIX: Final = "/v1/images"
+PREFIX: Final = router.prefix
 
 __all__ = ["PREFIX", "render", "router"]

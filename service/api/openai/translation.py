@@ -8,6 +8,7 @@ from typing import Any, Final
 from fastapi.exceptions import RequestValidationError
 from pydantic import PrivateAttr, ValidationError
 
+from pipelines.composition import Path
 from pipelines.errors import InvalidInputError, UnknownModelError
 from pipelines.grammar import is_expression
 from service.api.openai.form import Files
@@ -28,7 +29,6 @@ _OWN: Final = {
     "image": "image",
     "mask": "mask",
 }
-Path = Sequence[str | int]
 
 
 class _Body(SuperposeRequest):
@@ -41,6 +41,11 @@ class _Body(SuperposeRequest):
         if self._files is None:
             return None
         return Known(self._files.image, self._files.mask, self.fit, self.mask_feather, painted="clear")
+
+    def over(self, files: Files | None) -> SuperposeRequest:
+        """The body with its picture; pydantic sets no private attribute while it validates."""
+        self._files = files
+        return self
 
 
 def body_of(asked: ImageRequest, files: Files | None) -> SuperposeRequest:
@@ -55,9 +60,7 @@ def body_of(asked: ImageRequest, files: Files | None) -> SuperposeRequest:
         RequestValidationError: An extra field is not as the native body has it.
     """
     with in_own_words(asked):
-        body = _Body.model_validate(_native(asked))
-    body._files = files  # noqa: SLF001  pydantic sets private attributes after validation only
-    return body
+        return _Body.model_validate(_native(asked)).over(files)
 
 
 def order_of(
@@ -109,7 +112,7 @@ def _native(asked: ImageRequest) -> dict[str, Any]:
     return {_EXPRESSION: text, **extra, **own}
 
 
-def _renamed(path: Path, asked: ImageRequest) -> tuple[str | int, ...]:
+def _renamed(path: Path, asked: ImageRequest) -> Path:
     """Where a field of the native body stands in the request."""
     if not path:
         return ()
