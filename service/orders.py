@@ -81,7 +81,12 @@ async def take(order: Order, services: Services) -> Job:
 
 
 async def accept(
-    order: Order, services: Services, image_format: ImageFormat = ImageFormat.PNG, *, by_url: bool = False
+    order: Order,
+    services: Services,
+    image_format: ImageFormat = ImageFormat.PNG,
+    *,
+    by_url: bool = False,
+    quality: int | None = None,
 ) -> Record:
     """Take an order in and remember its job, to be asked for by its id; see :func:`take` for what is raised.
 
@@ -90,8 +95,9 @@ async def accept(
         services: The application's parts.
         image_format: In which its pictures are wanted.
         by_url: Whether answers hold the pictures' addresses instead of the pictures.
+        quality: Of the pictures' encoding; None for the service's own.
     """
-    record = Record(await take(order, services), image_format, by_url)
+    record = Record(await take(order, services), image_format, by_url, quality)
     services.registry.add(record)
     return record
 

@@ -47,16 +47,23 @@ class PictureTooLargeError(InvalidInputError):
     """A picture of more pixels than the service takes."""
 
 
-def encode_picture(pixels: NDArray[np.uint8], image_format: str) -> bytes:
+def encode_picture(pixels: NDArray[np.uint8], image_format: str, quality: int | None = None) -> bytes:
     """Encode one picture.
 
     Args:
         pixels: (height, width, 3) RGB.
         image_format: "png", "jpeg" or "webp".
+        quality: Of JPEG and WebP, 0 to 100; None for nearly lossless. PNG is lossless and has none.
     """
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, image_format, **_OPTIONS[image_format])
+    options = _OPTIONS[image_format] if quality is None else {**_OPTIONS[image_format], "quality": quality}
+    Image.fromarray(pixels).save(buffer, image_format, **options)
     return buffer.getvalue()
+
+
+def encode_pictures(pictures: NDArray[np.uint8], image_format: str, quality: int | None = None) -> list[bytes]:
+    """Encode (n, height, width, 3) pictures; see :func:`encode_picture`. Not for the event loop's thread."""
+    return [encode_picture(pixels, image_format, quality) for pixels in pictures]
 
 
 def diverging_picture(cells: NDArray[np.floating], scale: float) -> NDArray[np.uint8]:

@@ -21,11 +21,13 @@ class Record:
         job: The job.
         image_format: Of its pictures.
         by_url: Whether answers tell where to fetch pictures instead of holding them.
+        quality: Of the pictures' encoding, as :func:`service.pictures.encode_picture` has it.
     """
 
     job: Job
     image_format: ImageFormat = ImageFormat.PNG
     by_url: bool = False
+    quality: int | None = None
 
 
 class Registry:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ class Services:
         registry: The jobs by id.
         keys: The jobs by the key that their request came with.
         ready: Set when the models that are to be ready are loaded, or cannot be.
+        created: When the service was built, in Unix time.
     """
 
     settings: Settings
@@ -38,6 +40,7 @@ class Services:
     registry: Registry
     keys: IdempotencyKeys
     ready: asyncio.Event = field(default_factory=asyncio.Event)
+    created: int = field(default_factory=lambda: int(time.time()))
 
     @contextlib.asynccontextmanager
     async def models(self, names: Iterable[str]) -> AsyncIterator[Mapping[str, Model]]:

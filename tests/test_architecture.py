@@ -117,7 +117,19 @@ def test_families_know_nothing_of_the_catalogue(path):
     assert not set(imports(path)) & LOADING
 
 
-@pytest.mark.parametrize("path", files("service/api/*.py", "service/schemas/*.py", "service/engine/scheduler.py"))
+DIALECTS = {f"service.api.{path.parent.name}" for path in ROOT.glob("service/api/*/__init__.py")}
+NATIVE = {f"service.api.{name}" for name in ("superpose", "density", "jobs", "models", "answers", "problem")}
+
+
+@pytest.mark.parametrize("path", files("service/api/**/*.py"))
+def test_no_dialect_knows_another(path):
+    """The native one is the files right in service/api; what every dialect uses there knows none of its wire."""
+    own = f"service.api.{path.parent.name}"
+    others = DIALECTS - {own} | (NATIVE if own in DIALECTS else set())
+    assert not {module for module in imports(path) if module.startswith(tuple(others))}
+
+
+@pytest.mark.parametrize("path", files("service/api/**/*.py", "service/schemas/*.py", "service/engine/scheduler.py"))
 def test_the_wire_and_the_scheduler_never_touch_torch(path):
     assert "torch" not in roots(path)
 

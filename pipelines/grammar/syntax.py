@@ -25,6 +25,8 @@ _SIGNS: Final = r'\s"()\[\]{}<>@:\\'
 _WORD_END: Final = rf"(?![^{_SIGNS},'])"
 _OPERATOR: Final = rf"(?:AND|OR|XOR|NOT|AVERAGE|PRODUCT|AT\s+LEAST){_WORD_END}"
 
+_QUOTED: Final = r"""(?:"[^"\\]*(?:\\.[^"\\]*)*"|'[^'\\]*(?:\\.[^'\\]*)*')"""
+
 
 def _bare(signs: str) -> str:
     """Words up to the next operator or sign. Neighbouring parts share no character, so matching takes linear time."""
@@ -59,7 +61,7 @@ negative: "{" NEGATIVE ":" (BARE | QUOTED) "}"
 
 BARE: /$bare/
 ITEM: /$item/
-QUOTED: /"[^"\\]*(?:\\.[^"\\]*)*"|'[^'\\]*(?:\\.[^'\\]*)*'/s
+QUOTED: /$quoted/s
 MODEL: /[^$signs,']+/
 LORA: "<lora:"
 LORA_NAME: /[^\s'":<>][^":<>]*/
@@ -76,8 +78,12 @@ PRODUCT: /PRODUCT$end/
 AT_LEAST: /AT\s+LEAST$end/
 OF: /OF$end/
 %ignore /\s+/
-""").substitute(bare=_bare(_SIGNS), item=_bare(_SIGNS + ","), signs=_SIGNS, end=_WORD_END)
+""").substitute(bare=_bare(_SIGNS), item=_bare(_SIGNS + ","), signs=_SIGNS, end=_WORD_END, quoted=_QUOTED)
 
+_OPERATOR_WORD: Final = re.compile(rf"(?<![^{_SIGNS}]){_OPERATOR}")
+# With the end of the text as the end of what is never closed, matching takes linear time.
+_DOUBLE_QUOTED: Final = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*("|\\?\Z)', re.DOTALL)
+_QUOTED_PROMPT: Final = re.compile(rf"\s*{_QUOTED}(?:\s*\Z|@|<lora:|\{{\s*negative)", re.DOTALL)
 _FORBIDDEN: Final = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 _WORD: Final = re.compile(rf"[^{_SIGNS},]+")
 _LOOKED_AT: Final = 24
@@ -114,6 +120,17 @@ def _parser() -> "Lark":
     from lark import Lark
 
     return Lark(_GRAMMAR, parser="lalr", propagate_positions=True)
+
+
+def is_expression(text: str) -> bool:
+    """Whether a text that may be a plain prompt is meant as an expression.
+
+    It is where an operator word stands in upper case outside double quotation marks, and where it begins with a quoted
+    prompt that nothing follows but ``@model``, ``<lora:…>`` or ``{negative: …}``. It may still be one that cannot be
+    read: a slip in an expression shall be told, not drawn.
+    """
+    outside = _DOUBLE_QUOTED.sub(lambda found: " " if found[1] == '"' else found[0], text)
+    return bool(_OPERATOR_WORD.search(outside) or _QUOTED_PROMPT.match(text))
 
 
 def syntax_tree(text: str) -> "Tree[Token]":

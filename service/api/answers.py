@@ -17,7 +17,7 @@ from service.engine.events import Event
 from service.engine.job import Job, Outcome, Phase, Point, Preview
 from service.expressions import leaf_names, node_names
 from service.faults import fault_of
-from service.pictures import ImageFormat, diverging_picture, encode_picture
+from service.pictures import ImageFormat, diverging_picture, encode_picture, encode_pictures
 from service.registry import Record
 from service.schemas.answers import (
     JobInfo,
@@ -38,11 +38,6 @@ _PLANE: Final = 4
 def job_path(job: Job) -> str:
     """Where a job is."""
     return f"/v1/jobs/{job.id}"
-
-
-def encoded(outcome: Outcome, image_format: ImageFormat) -> list[bytes]:
-    """The pictures of an outcome, encoded. Neither for the event loop's thread nor for the device's."""
-    return [encode_picture(pixels, image_format) for pixels in outcome.pictures]
 
 
 def named_nodes(job: Job, outcome: Outcome) -> dict[str, NDArray[np.float64]]:
@@ -135,7 +130,8 @@ def answer(record: Record, outcome: Outcome) -> str:
     """The whole answer to a completed composition, as JSON. It may be large: not for the event loop's thread."""
     told = summary(record, outcome)
     if not record.by_url:
-        for i, (picture, data) in enumerate(zip(told.images, encoded(outcome, record.image_format), strict=True)):
+        pictures = encode_pictures(outcome.pictures, record.image_format, record.quality)
+        for i, (picture, data) in enumerate(zip(told.images, pictures, strict=True)):
             picture.url, picture.b64_json = None, base64.b64encode(data).decode()
             for leaf, lift_map in enumerate((picture.lift_maps or {}).values()):
                 cells = lift_cells(record.job, outcome, i, leaf)

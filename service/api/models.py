@@ -4,10 +4,9 @@ from dataclasses import asdict
 
 from fastapi import APIRouter
 
-from pipelines.catalog import Catalog
 from service.api.problem import Problem
 from service.schemas.answers import ModelInfo, ModelList, Space
-from service.services import ServicesDep
+from service.services import Services, ServicesDep
 
 router = APIRouter(prefix="/v1", tags=["models"])
 
@@ -15,20 +14,22 @@ router = APIRouter(prefix="/v1", tags=["models"])
 @router.get("/models")
 async def list_models(services: ServicesDep) -> ModelList:
     """Every model of the catalogue: its data space, its sizes, with which others it composes."""
-    return ModelList(data=[_info(services.catalog, name) for name in services.catalog.names])
+    return ModelList(data=[_info(services, name) for name in services.catalog.names])
 
 
 @router.get("/models/{name}", responses={404: {"model": Problem}})
 async def get_model(name: str, services: ServicesDep) -> ModelInfo:
     """One model."""
-    return _info(services.catalog, name)
+    return _info(services, name)
 
 
-def _info(catalog: Catalog, name: str) -> ModelInfo:
+def _info(services: Services, name: str) -> ModelInfo:
+    catalog = services.catalog
     entry = catalog.entry(name)
     model = catalog.loaded(name)
     info = ModelInfo(
         id=name,
+        created=services.created,
         loaded=model is not None,
         default=name == catalog.names[0],
         family=entry.family,

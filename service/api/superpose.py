@@ -2,24 +2,23 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Depends, Header, Request, Response
 from fastapi.responses import JSONResponse
-from sse_starlette import EventSourceResponse, ServerSentEvent
+from sse_starlette import EventSourceResponse
 from starlette.exceptions import HTTPException
 
 from service.api.accept import EVENT_STREAM, JSON, asynchronous, joined, preferred
-from service.api.answers import answer, encoded, events, job_info, job_path, summary
+from service.api.answers import answer, events, job_info, job_path, summary
 from service.api.caller import CallerDep
+from service.api.claims import IdempotencyKey, claimed
 from service.api.problem import Problem
-from service.api.waiting import abandoned, await_outcome
-from service.engine.engine import Engine
+from service.api.waiting import abandoned, await_outcome, until_left
 from service.orders import accept
-from service.pictures import ImageFormat
+from service.pictures import ImageFormat, encode_pictures
 from service.registry import Record
 from service.schemas.answers import JobInfo, SuperposeResponse
 from service.schemas.requests import AndRequest, Drawing, OrRequest, SuperposeRequest
@@ -57,15 +56,7 @@ def wishes(
     prefer: Annotated[
         list[str] | None, Header(description="respond-async for 202 at once and the job's Location.")
     ] = None,
-    idempotency_key: Annotated[
-        str | None,
-        Header(
-            min_length=1,
-            max_length=255,
-            description="Of the client's choice: the same request with the same key gets the same job, and the job "
-            "outlives the connection.",
-        ),
-    ] = None,
+    idempotency_key: IdempotencyKey = None,
 ) -> Wishes:
     """Read the headers."""
     return Wishes(joined(accept), asynchronous(joined(prefer)), idempotency_key)
@@ -101,13 +92,11 @@ async def superpose_and(
 async def _superpose(body: Drawing, request: Request, services: Services, caller: str, wanted: Wishes) -> Response:
     """Queue a request, or find the job that its key stands for, and answer as the client wishes."""
     form = _form(body, wanted)
-    if wanted.key is None:
-        return await _respond(await _submit(body, services, caller), request, services, wanted, form)
-    asked = f"{request.url.path} {body.model_dump_json()}"
-    with services.keys.claim(caller, wanted.key, asked) as claim:
-        if claim.record is None:
-            claim.record = await _submit(body, services, caller)
-        record = claim.record
+
+    def asked() -> str:
+        return f"{request.url.path} {body.model_dump_json()}"
+
+    record = await claimed(wanted.key, asked, caller, services, lambda: _submit(body, services, caller))
     return await _respond(record, request, services, wanted, form)
 
 
@@ -136,14 +125,14 @@ async def _respond(record: Record, request: Request, services: Services, wanted:
     # Whoever sends a key means to come back if the connection breaks, perhaps over another one already.
     leaving = None if wanted.key else services.engine
     if form == EVENT_STREAM:
-        stream = events(record) if leaving is None else _events_until_left(record, leaving)
+        stream = until_left(events(record), job, leaving)
         return EventSourceResponse(stream, shutdown_grace_period=services.settings.stream_grace_s)
     outcome = await await_outcome(job, request, leaving)
     if outcome is None:
         return abandoned()
     if not isinstance(form, ImageFormat):
         return Response(await asyncio.to_thread(answer, record, outcome), media_type=JSON)
-    (data,) = await asyncio.to_thread(encoded, outcome, form)
+    (data,) = await asyncio.to_thread(encode_pictures, outcome.pictures, form)
     (picture,) = summary(record, outcome).images
     headers = {
         "X-Superdiff-Id": job.id,
@@ -154,12 +143,3 @@ async def _respond(record: Record, request: Request, services: Services, wanted:
         "X-Superdiff-Lift": json.dumps(list(picture.lift.values())),
     }
     return Response(data, media_type=form.media_type, headers=headers)
-
-
-async def _events_until_left(record: Record, engine: Engine) -> AsyncIterator[ServerSentEvent]:
-    """The job's events; a client that leaves before the last cancels the job."""
-    try:
-        async for event in events(record):
-            yield event
-    finally:
-        engine.cancel(record.job)

@@ -1,7 +1,8 @@
 """Waiting for a job while its client may go away."""
 
 import asyncio
-from typing import Final
+from collections.abc import AsyncIterator
+from typing import Final, TypeVar
 
 from fastapi import Request, Response
 
@@ -9,6 +10,7 @@ from service.engine.engine import Engine
 from service.engine.job import Job, Outcome
 
 _CLIENT_CLOSED_REQUEST: Final = 499
+T = TypeVar("T")
 
 
 async def when_over(job: Job) -> None:
@@ -30,6 +32,16 @@ async def await_outcome(job: Job, request: Request, engine: Engine | None) -> Ou
         if engine is not None and not job.over:
             engine.cancel(job)
     return job.result.result() if job.over else None
+
+
+async def until_left(events: AsyncIterator[T], job: Job, engine: Engine | None) -> AsyncIterator[T]:
+    """A job's events; a client that leaves before the last cancels the job if the engine is given."""
+    try:
+        async for event in events:
+            yield event
+    finally:
+        if engine is not None:
+            engine.cancel(job)
 
 
 def abandoned() -> Response:

@@ -190,7 +190,7 @@ class Executor:
             if job.ask.keep_trajectory and state.index <= state.schedule.steps:
                 job.points.append(point)
             job.channel.publish("progress", point)
-        every = job.ask.preview_every
+        every = job.preview_every
         if watched and every and state.index % every == 0 and state.index < state.schedule.steps:
             try:
                 first = state.followed[:: job.params.candidates * job.params.particles]

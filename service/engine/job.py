@@ -142,6 +142,7 @@ class Ask:
         keep_trajectory: Whether to record every step.
         keep_lift_maps: Whether to keep the lift of every cell.
         preview_every: Every how many steps to show a preview to listeners; 0 for never.
+        previews: Instead, at most how many previews to show, evenly spread over the steps.
     """
 
     caller: str = ""
@@ -150,6 +151,7 @@ class Ask:
     keep_trajectory: bool = False
     keep_lift_maps: bool = False
     preview_every: int = 0
+    previews: int = 0
 
 
 @dataclass(eq=False, slots=True)
@@ -234,6 +236,12 @@ class Job:
         """Network calls made; any thread may ask."""
         state = self.state
         return self.steps_taken if state is None else state.index
+
+    @property
+    def preview_every(self) -> int:
+        """Every how many steps listeners get a preview; 0 for never."""
+        spread = -(-self.plan.steps // (self.ask.previews + 1)) if self.ask.previews else 0
+        return self.ask.preview_every or spread
 
     @property
     def rows(self) -> int:

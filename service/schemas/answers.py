@@ -186,6 +186,7 @@ class ModelInfo(BaseModel):
 
     id: str
     object: Literal["model"] = "model"
+    created: Annotated[int, Field(description="Unix time of the service's start, when it read the catalogue.")]
     owned_by: str = "superdiff"
     loaded: bool
     default: bool

@@ -220,7 +220,8 @@ class Drawing(Asking):
 
     def params(self, defaults: Defaults) -> SamplingParams:
         """The sampling parameters, as the model has them where nothing is said; draws a seed where none was given."""
-        alone = self.image is not None and self.mask is None
+        known = self.known()
+        alone = known is not None and known.mask is None
         return SamplingParams(
             steps=defaults.steps if self.steps is None else self.steps,
             guidance_scale=defaults.guidance_scale if self.guidance_scale is None else self.guidance_scale,

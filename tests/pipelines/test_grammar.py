@@ -27,7 +27,7 @@ from pipelines.composition import (
     walk,
 )
 from pipelines.errors import InvalidInputError, UnknownModelError
-from pipelines.grammar import MAX_TEXT, GrammarError, UnknownModelInTextError, parse, read
+from pipelines.grammar import MAX_TEXT, GrammarError, UnknownModelInTextError, is_expression, parse, read
 
 MODELS = ("m", "sd15", "my model", 'od"d', "AND")
 KNOWN = {"default_model": "m", "models": MODELS}
@@ -248,6 +248,35 @@ def test_later_errors_are_told_at_the_column_too():
     assert (error.column, str(error)) == (7, "at column 7: takes no prompts")
 
 
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("a cat on a mat", False),
+        ("a cat (sitting), 8k: {oil} <3 @home", False),
+        ('a sign that says "STOP AND GO"', False),
+        ('"Hello" and "World" in neon', False),
+        ("ANDROID, an AND-gate, and ORs", False),
+        ('"never closed', False),
+        ("", False),
+        ("a cat AND a dog", True),
+        ("the dog's bone AND the cats' bowl", True),
+        ("NOT blurry", True),
+        ("AT  LEAST 2 OF (a, b, c)", True),
+        ("(a)OR(b)", True),
+        ('"STOP AND GO"', True),
+        ('"a cat"@sd15', True),
+        ("'a cat'<lora:ink>", True),
+        ('"a cat"{negative: blurry}', True),
+        # What is meant as an expression and is none is to be told.
+        ("a cat (sitting) AND a dog", True),
+        ("a AND", True),
+        ('"never closed AND b', True),
+    ],
+)
+def test_which_prompts_are_meant_as_expressions(text, meant):
+    assert is_expression(text) is meant
+
+
 def test_a_text_is_bounded():
     with pytest.raises(GrammarError, match="200000 characters, got 200001"):
         parse("a" * (MAX_TEXT + 1), **KNOWN)
@@ -328,6 +357,7 @@ def test_every_tree_has_a_text_that_is_read_back_as_it(tree):
     for default in ("m", "sd15", None):
         text = grammar.format(tree, default_model=default)
         back = read(text, default_model=default or "m", models=MODELS)
+        assert is_expression(text)
         assert back.expression == tree
         # repr tells −0 from 0 and every float from its neighbours.
         assert repr(back.expression) == repr(tree)
