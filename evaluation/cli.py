@@ -38,9 +38,9 @@ def evaluate(
     from evaluation.report import write
     from evaluation.runner import run, sections
     from evaluation.store import OtherCommitError, Scope, Store, default_folder
-    from evaluation.suites import NAMES
+    from evaluation.suites import NAMES, measurable
 
-    names = suites or list(NAMES)
+    names = suites or list(measurable())
     if unknown := [name for name in names if name not in NAMES]:
         raise typer.BadParameter(f"there is no suite {unknown[0]!r}; there are {', '.join(NAMES)}", param_hint="SUITE")
     if split not in list(Split):

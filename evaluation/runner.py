@@ -32,8 +32,9 @@ def run(names: Sequence[str], store: Store, *, workers: int = 1) -> None:
     missing = [block for block in wanted if not store.has(block)]
     if not missing:
         return
-    if any(open_suite(block.suite).needs_classifier for block in missing):
-        _ = Bench(store.folder, quick=store.scope.quick).classifier
+    bench = Bench(store.folder, quick=store.scope.quick)
+    for need in dict.fromkeys(need for block in missing for need in open_suite(block.suite).needs):
+        getattr(bench, need)
     with tqdm(total=sum(b.work for b in wanted), unit="row", unit_scale=True, smoothing=0.1) as bar:
         bar.update(sum(block.work for block in wanted) - sum(block.work for block in missing))
         for block in _measured(missing, store, workers):

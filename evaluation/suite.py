@@ -1,14 +1,21 @@
 """What a suite is, and what its blocks are measured with."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Final, Protocol
 
+from diffusers import AutoencoderKL
+
 from evaluation.findings import Section
+from evaluation.judges.emoji import PLAN, EmojiJudge, check_data, train_judge
 from evaluation.judges.features import Classifier, Training, load_classifier
 from evaluation.store import Block, Outcome, Scope
+from pipelines.builtin.emoji.pictures import DATA_FOLDER
+from pipelines.builtin.train import load_part
 from pipelines.catalog import Catalog
+from pipelines.entry import BUILTIN_FOLDER
 
 Results = Mapping[Block, Outcome]
 _QUICK_TRAINING: Final = Training(steps=40, batch=32, scenes=1000)
@@ -35,17 +42,25 @@ class Bench:
         """Whose features tell pictures apart."""
         return load_classifier(self._folder, _QUICK_TRAINING if self._quick else Training())
 
+    @cached_property
+    def emoji_judge(self) -> EmojiJudge:
+        """Who tells what a picture of `emoji` shows; :class:`FileNotFoundError` without the pictures it learns from."""
+        check_data()
+        plan = replace(PLAN, steps=3, batch=4) if self._quick else PLAN
+        autoencoder = load_part(AutoencoderKL, BUILTIN_FOLDER / "emoji", "vae")
+        return train_judge(DATA_FOLDER, autoencoder, self._folder / "emoji-judge.pt", plan=plan)
+
 
 class Suite(Protocol):
     """Something that is measured.
 
     Attributes:
         name: By which it is called.
-        needs_classifier: Whether its blocks want :attr:`Bench.classifier`, which is then trained before they start.
+        needs: Attributes of :class:`Bench` that its blocks want, which are trained before they start.
     """
 
     name: str
-    needs_classifier: bool
+    needs: tuple[str, ...]
 
     def blocks(self, scope: Scope) -> list[Block]:
         """All there is to measure."""

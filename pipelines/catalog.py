@@ -26,7 +26,16 @@ import torch
 
 from pipelines.card import DEFAULT_GUIDANCE_SCALES, DEFAULT_GUIDANCE_START, Defaults, Guidance
 from pipelines.composition import Expression, conjuncts, lead
-from pipelines.entry import BUILTIN_FOLDER, BUILTIN_MODELS, DTYPES, FAMILIES, Entry, cannot_be_source, check_device
+from pipelines.entry import (
+    BUILTIN_FOLDER,
+    BUILTIN_MODELS,
+    DTYPES,
+    FAMILIES,
+    Entry,
+    builtin_loras,
+    cannot_be_source,
+    check_device,
+)
 from pipelines.errors import CatalogError, ModelLoadError, UnknownModelError
 from pipelines.model import LoadOptions, Model
 from pipelines.residency import STAY, MemoryPolicy, Place, Residency
@@ -70,7 +79,9 @@ class Catalog:
     @classmethod
     def builtin(cls, device: str | None = None, *, fast: bool = False) -> Self:
         """The models that ship with the product."""
-        return cls((Entry(name, BUILTIN_FOLDER / name) for name in BUILTIN_MODELS), device, fast=fast)
+        folders = [BUILTIN_FOLDER / name for name in BUILTIN_MODELS]
+        entries = (Entry(folder.name, folder, loras=builtin_loras(folder)) for folder in folders)
+        return cls(entries, device, fast=fast)
 
     @classmethod
     def read(cls, path: Path, device: str | None = None, *, fast: bool = False) -> Self:

@@ -34,7 +34,7 @@ from pipelines.params import MAX_STEPS
 BUILTIN_PREFIX: Final = "builtin:"
 HUB_PREFIX: Final = "hub:"
 BUILTIN_FOLDER: Final = Path(__file__).parent / "builtin" / "models"
-BUILTIN_MODELS: Final = ("shapes", "shapes-round", "shapes-sharp")
+BUILTIN_MODELS: Final = ("emoji", "shapes", "shapes-round", "shapes-sharp")
 DTYPES: Final = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 SINGLE_FILE: Final = ".safetensors"
 _MAX_GUIDANCE: Final = 100
@@ -138,8 +138,10 @@ class Entry:
         if "source" not in table:
             raise CatalogError(f"models.{name}.source: missing; it must be {_KEYS['source'][1]}")
         given = dict(table) | _source(str(table["source"]), f"models.{name}.source", base)
-        if "loras" in given:
-            given["loras"] = {lora: _path(file, base) for lora, file in given["loras"].items()}
+        loras = {lora: _path(file, base) for lora, file in given.get("loras", {}).items()}
+        # LoRAs cannot be switched once they are compiled in, so those that ship are left out then.
+        shipped = {} if given.get("compile") else builtin_loras(given["source"])
+        given["loras"] = shipped | loras
         if "config" in given:
             given["config"] = _path(given["config"], base)
         if "kernel" in given:
@@ -230,6 +232,12 @@ _KEYS: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {
     "data_std": (_is_number(_LEAST_STD, _LARGEST_STD, int, float), f"a number from {_LEAST_STD} to {_LARGEST_STD}"),
     "forward_rows": (_is_number(1, _MAX_ROWS, int), f"a whole number from 1 to {_MAX_ROWS}"),
 }
+
+
+def builtin_loras(source: Path) -> dict[str, Path]:
+    """The LoRAs that ship with a builtin model, by name; none for any other source."""
+    files = sorted((source / "loras").glob(f"*{SINGLE_FILE}")) if source.parent == BUILTIN_FOLDER else []
+    return {path.stem: path for path in files}
 
 
 def _path(text: str, base: Path) -> Path:

@@ -12,13 +12,14 @@ class Cost:
     """The suite: the other suites' blocks of pictures, read for their cost."""
 
     name = "cost"
-    needs_classifier = False
+    needs: tuple[str, ...] = ()
 
     def blocks(self, scope: Scope) -> list[Block]:
         """All pictures that any suite draws."""
-        from evaluation.suites import PICTURE_SUITES, open_suite
+        from evaluation.suites import PICTURE_SUITES, measurable, open_suite
 
-        return [block for name in PICTURE_SUITES for block in open_suite(name).blocks(scope)]
+        names = [name for name in measurable() if name in PICTURE_SUITES]
+        return [block for name in names for block in open_suite(name).blocks(scope)]
 
     def measure(self, block: Block, scope: Scope, bench: Bench) -> Outcome:
         """Never asked for: each block is measured by the suite that it names."""

@@ -129,7 +129,7 @@ class Mixtures:
     """The suite."""
 
     name = "gmm"
-    needs_classifier = False
+    needs: tuple[str, ...] = ()
 
     def blocks(self, scope: Scope) -> list[Block]:
         """As :meth:`evaluation.suite.Suite.blocks`; one block a repeat, so that repeats are independent."""

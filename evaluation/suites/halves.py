@@ -81,7 +81,7 @@ class Halves:
     """The suite."""
 
     name = "halves"
-    needs_classifier = True
+    needs = ("classifier",)
 
     def blocks(self, scope: Scope) -> list[Block]:
         """As :meth:`evaluation.suite.Suite.blocks`."""

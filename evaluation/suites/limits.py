@@ -109,7 +109,7 @@ class Limits:
     """The suite."""
 
     name = "limits"
-    needs_classifier = False
+    needs: tuple[str, ...] = ()
 
     def blocks(self, scope: Scope) -> list[Block]:
         """As :meth:`evaluation.suite.Suite.blocks`; the quick version leaves out what costs much."""

@@ -211,7 +211,7 @@ class Logic:
     """The suite."""
 
     name = "logic"
-    needs_classifier = False
+    needs: tuple[str, ...] = ()
 
     def blocks(self, scope: Scope) -> list[Block]:
         """As :meth:`evaluation.suite.Suite.blocks`."""

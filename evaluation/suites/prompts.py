@@ -125,7 +125,7 @@ class Prompts:
     """The suite."""
 
     name = "prompts"
-    needs_classifier = False
+    needs: tuple[str, ...] = ()
 
     def blocks(self, scope: Scope) -> list[Block]:
         """As :meth:`evaluation.suite.Suite.blocks`; the quick version leaves out what costs much and the triples."""

@@ -255,7 +255,7 @@ class Shapes:
     """The suite."""
 
     name = "shapes"
-    needs_classifier = False
+    needs: tuple[str, ...] = ()
 
     def blocks(self, scope: Scope) -> list[Block]:
         """As :meth:`evaluation.suite.Suite.blocks`."""

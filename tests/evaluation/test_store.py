@@ -18,7 +18,7 @@ class Counting:
     """A suite of five blocks that counts how often each is measured, and stops the run at one of them."""
 
     name = "gmm"
-    needs_classifier = False
+    needs = ()
 
     def __init__(self, stop_at=None):
         self.measured, self.stop_at = [], stop_at
