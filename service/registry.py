@@ -21,11 +21,13 @@ class Record:
         job: The job.
         image_format: Of its pictures.
         by_url: Whether answers tell where to fetch pictures instead of holding them.
+        task: What its caller calls the job, in a dialect in which callers name their jobs; None in others.
     """
 
     job: Job
     image_format: ImageFormat = ImageFormat.PNG
     by_url: bool = False
+    task: str | None = None
 
 
 class Registry:

@@ -21,12 +21,23 @@ A chain of one operator is one node, and its options are written once; parenthes
 and XOR may be written as calls too, ``AND(a, b)``, which is how one of a single term is written. Within the parentheses
 of a call commas separate terms, so a prompt with a comma needs quotes there; elsewhere a comma is text.
 
-:func:`parse` gives the tree, :func:`read` the tree with the place of each part in the text, :func:`format` the text.
+:func:`parse` gives the tree, :func:`read` the tree with the place of each part in the text, :func:`format` the text;
+:func:`is_expression` tells expressions from plain prompts.
 """
 
 from pipelines.grammar.errors import GrammarError, UnknownModelInTextError
 from pipelines.grammar.reading import Reading, Span, parse, read
-from pipelines.grammar.syntax import MAX_TEXT
+from pipelines.grammar.syntax import MAX_TEXT, is_expression
 from pipelines.grammar.writing import format  # noqa: A004  the usual name for what undoes parse
 
-__all__ = ["MAX_TEXT", "GrammarError", "Reading", "Span", "UnknownModelInTextError", "format", "parse", "read"]
+__all__ = [
+    "MAX_TEXT",
+    "GrammarError",
+    "Reading",
+    "Span",
+    "UnknownModelInTextError",
+    "format",
+    "is_expression",
+    "parse",
+    "read",
+]

@@ -84,6 +84,18 @@ _LOOKED_AT: Final = 24
 _LOWER: Final = {"and", "or", "xor", "not"}
 _SPLITTING: Final = set('"([]{}<>\\,')
 
+# An operator outside of quotes and of LoRA tags. A quotation mark that is never closed takes all that follows, so
+# matching takes linear time.
+_DOUBLE: Final = r'"[^"\\]*(?:\\.[^"\\]*)*'
+_SINGLE: Final = rf"(?<![^{_SIGNS}])'[^'\\]*(?:\\.[^'\\]*)*"
+_CALLED: Final = rf"(?:AVERAGE|PRODUCT)\s*[\[(]|AT\s+LEAST\s+[0-9]+\s+OF{_WORD_END}"
+_USED: Final = rf"(?<![^{_SIGNS}])(?:(?:AND|OR|XOR|NOT){_WORD_END}|{_CALLED})"
+_OUTSIDE: Final = re.compile(
+    rf"(?:{_DOUBLE}\"|{_SINGLE}'|<lora:[^<>]*>)|(?P<unclosed>{_DOUBLE}\Z|{_SINGLE}\Z)|(?P<operator>{_USED})", re.DOTALL
+)
+_INSIDE: Final = re.compile(_USED)
+_ONE_QUOTED: Final = re.compile(rf"\s*(?:{_DOUBLE}\"|{_SINGLE}')\s*(?:[@<{{]|\Z)", re.DOTALL)
+
 _PROMPT: Final = {"BARE", "ITEM"}
 _CALLS: Final = {"AVERAGE", "PRODUCT", "OF"}
 # Terminals in plain words, in the order in which they are listed; those that are not here (@, <lora:, { and [) are
@@ -114,6 +126,24 @@ def _parser() -> "Lark":
     from lark import Lark
 
     return Lark(_GRAMMAR, parser="lalr", propagate_positions=True)
+
+
+def is_expression(text: str) -> bool:
+    """Whether a text means an expression where most texts are plain prompts.
+
+    It does if it uses an operator outside of quotes, or if it is one quoted prompt: ``"a cat"@sd15``. AND, OR, XOR and
+    NOT are used wherever they stand as words of their own, AVERAGE and PRODUCT only before a parenthesis or a bracket,
+    AT LEAST only before a count and OF: "PRODUCT PHOTO of a shoe" is a prompt. Whether the text can be read is another
+    question.
+    """
+    if _ONE_QUOTED.match(text):
+        return True
+    for found in _OUTSIDE.finditer(text):
+        if found["operator"]:
+            return True
+        if found["unclosed"]:  # reading it will tell where
+            return _INSIDE.search(found["unclosed"]) is not None
+    return False
 
 
 def syntax_tree(text: str) -> "Tree[Token]":
