@@ -117,9 +117,17 @@ def test_families_know_nothing_of_the_catalogue(path):
     assert not set(imports(path)) & LOADING
 
 
-@pytest.mark.parametrize("path", files("service/api/*.py", "service/schemas/*.py", "service/engine/scheduler.py"))
+@pytest.mark.parametrize("path", files("service/api/**/*.py", "service/schemas/*.py", "service/engine/scheduler.py"))
 def test_the_wire_and_the_scheduler_never_touch_torch(path):
     assert "torch" not in roots(path)
+
+
+@pytest.mark.parametrize("path", files("service/api/*/*.py"))
+def test_a_dialect_knows_no_other(path):
+    """Only who asks and how long to wait is the same for all; what dialects share stands outside of service/api."""
+    own = f"service.api.{path.parent.name}"
+    known = {module for module in imports(path) if module.startswith("service.api.") and not module.startswith(own)}
+    assert all(module.startswith(("service.api.caller", "service.api.waiting")) for module in known)
 
 
 @pytest.mark.parametrize("path", files("service/**/*.py"))

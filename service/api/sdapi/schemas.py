@@ -22,6 +22,8 @@ from service.schemas.trees import fault
 _MOST_IMAGES: Final = 64
 _SIDE: Final = 4096
 _DEEPEST: Final = 32
+# A preview every ten steps, as the WebUI has it, and more often where there are few.
+_PREVIEW_STEPS: Final = 10
 _PREVIEWS: Final = 6
 _USUAL_STEPS: Final = 20
 # "name [1a2b3c4d]" and "name.safetensors" mean name.
@@ -111,7 +113,8 @@ class Processing(BaseModel):
 
     def ask(self, caller: str, timeout_s: float) -> Ask:
         """What the engine is asked for besides the sample: a few previews, drawn only while somebody looks."""
-        return Ask(caller, timeout_s=timeout_s, preview_every=max(1, (self.steps or _USUAL_STEPS) // _PREVIEWS))
+        every = max(1, min((self.steps or _USUAL_STEPS) // _PREVIEWS, _PREVIEW_STEPS))
+        return Ask(caller, timeout_s=timeout_s, preview_every=every)
 
     def params(self, defaults: Defaults) -> SamplingParams:
         """The sampling parameters, as the model has them where nothing is said; draws a seed where none was given."""
