@@ -180,6 +180,13 @@ def test_a_blank_mask_paints_nothing_of_the_whole_picture():
 
 
 def test_an_empty_mask_is_none():
-    body = ImageToImage(init_images=[encoded(noise(20, 16))], mask="", inpaint_full_res=True, resize_mode=2)
+    body = ImageToImage(init_images=[encoded(noise(20, 16))], mask="", inpaint_full_res=True)
     known, patch = prepare(body, 10_000)
-    assert (known.mask, known.fit, patch) == (None, "pad", None)
+    assert (known.mask, patch) == (None, None)
+
+
+@pytest.mark.parametrize(("mode", "fit"), [(0, "stretch"), (1, "crop"), (2, "pad"), (3, "stretch")])
+def test_a_picture_of_other_proportions_is_fitted_as_the_mode_says(mode, fit):
+    body = ImageToImage(init_images=[encoded(noise(20, 16))], mask=encoded(half(40, 32)), resize_mode=mode, mask_blur=3)
+    known, _ = prepare(body, 10_000)
+    assert (known.fit, known.feather, known.mask.size) == (fit, 3.0, (20, 16))

@@ -73,7 +73,7 @@ class Processing(BaseModel):
     override_settings: OverrideSettings = OverrideSettings()
     alwayson_scripts: dict[str, Any] = {}
     send_images: bool = True
-    force_task_id: Annotated[str | None, Field(min_length=1, max_length=NAME_LENGTH)] = None
+    force_task_id: Annotated[str | None, Field(max_length=NAME_LENGTH, description="The task's name.")] = None
 
     @model_validator(mode="before")
     @classmethod
