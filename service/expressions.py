@@ -6,6 +6,8 @@ the request is planned, is refused in the client's own words.
 """
 
 import contextlib
+import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -17,7 +19,7 @@ from pipelines.composition import TRAITS, AtLeast, Expression, Not, Operator, Pa
 from pipelines.errors import InvalidInputError, UnknownModelError
 from pipelines.grammar.forms import FORMS
 from service.schemas.fields import within_sentence
-from service.schemas.trees import OPERATIONS, Component, Part, Term
+from service.schemas.trees import OPERATIONS, Component, Part, Term, check_size
 
 _FIELD: Final = "expression"
 _WEIGHT: Final = "weight"
@@ -26,6 +28,8 @@ _NUMBERS: Final = {traits.number for traits in TRAITS.values()}
 _PARTS: Final = {"terms", "count", "prompt", "model", "lora"} | {
     name for form in FORMS.values() for name in form.options
 }
+# A LoRA in a plain prompt, with the blanks before it.
+_LORA: Final = re.compile(r"[^\S\n]*<lora:(?P<name>[^<>:]+)(?::(?P<scale>[^<>]*))?>")
 _NO_OPERATOR: Final = "a weight is for the operator around the term, and there is none"
 
 
@@ -127,6 +131,55 @@ def from_text(text: str, models: Sequence[str]) -> Written:
         first = error.errors()[0]
         raise reading.pointed(InvalidInputError(within_sentence(first["msg"]), field=_path_of(first["loc"]))) from None
     return Written(reading.expression, reading.pointed)
+
+
+def from_prompt(prompt: str, models: Sequence[str]) -> Written:
+    """The expression of a prompt, for dialects whose prompts are plain text unless they use an operator.
+
+    What :func:`pipelines.grammar.is_expression` takes for one is read by :func:`from_text`. Any other prompt reaches
+    the model as it is, but for LoRA tags: ``<lora:name:0.8>``, wherever it stands, is for the whole prompt.
+
+    Args:
+        prompt: As the client wrote it.
+        models: The names of the catalogue; the first is the default.
+
+    Raises:
+        InvalidInputError: It has no meaning, or passes a bound.
+        UnknownModelError: It names a model that there is not.
+    """
+    if grammar.is_expression(prompt):
+        return from_text(prompt, models)
+    loras: dict[str, float] = {}
+    for tag in _LORA.finditer(prompt):
+        name = tag["name"].strip()
+        if name in loras:
+            raise grammar.GrammarError(f"the LoRA {name!r} stands here twice", prompt, tag.start("name") + 1)
+        loras[name] = _scale(tag, prompt)
+    return from_wire({"prompt": _LORA.sub("", prompt) if loras else prompt, "lora": loras}, models)
+
+
+def from_wire(tree: Any, models: Sequence[str]) -> Written:
+    """The expression of a tree as JSON has it, within the bounds of the wire; see :func:`from_tree`."""
+    try:
+        check_size(tree)
+        term = Term.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InvalidInputError(within_sentence(first["msg"]), field=(_FIELD, *first["loc"])) from None
+    return from_tree(term, models)
+
+
+def _scale(tag: re.Match[str], prompt: str) -> float:
+    """The scale of a LoRA's tag; 1 where it has none."""
+    if tag["scale"] is None:
+        return 1.0
+    try:
+        scale = float(tag["scale"])
+    except ValueError:
+        scale = math.nan
+    if not math.isfinite(scale):
+        raise grammar.GrammarError("the scale of a LoRA must be a number", prompt, tag.start("scale") + 1)
+    return scale
 
 
 def tree_of(expression: Expression) -> dict[str, Any]:

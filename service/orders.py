@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from PIL import Image
+
 from pipelines.card import Card, Defaults
 from pipelines.composition import lead, leaves
 from pipelines.errors import InvalidInputError
@@ -23,7 +25,7 @@ class Known:
     """A picture that comes with an order.
 
     Attributes:
-        image: As the client sent it: a file, or a file in base64.
+        image: As the client sent it, a file or a file in base64; or a picture that was decoded from that already.
         mask: Likewise; None to paint everywhere.
         fit: How both come to the size asked for.
         feather: Over how many pixels painting blends in.
@@ -31,8 +33,8 @@ class Known:
         painted: Which part of the mask is painted anew.
     """
 
-    image: str | bytes
-    mask: str | bytes | None
+    image: str | bytes | Image.Image
+    mask: str | bytes | Image.Image | None
     fit: Fit
     feather: float
     retrace: bool = False
@@ -87,6 +89,7 @@ async def accept(
     *,
     by_url: bool = False,
     quality: int | None = None,
+    task: str | None = None,
 ) -> Record:
     """Take an order in and remember its job, to be asked for by its id; see :func:`take` for what is raised.
 
@@ -96,8 +99,9 @@ async def accept(
         image_format: In which its pictures are wanted.
         by_url: Whether answers hold the pictures' addresses instead of the pictures.
         quality: Of the pictures' encoding; None for the service's own.
+        task: What its client calls the job, in a dialect in which clients name their jobs.
     """
-    record = Record(await take(order, services), image_format, by_url, quality)
+    record = Record(await take(order, services), image_format, by_url, quality, task)
     services.registry.add(record)
     return record
 
@@ -116,11 +120,10 @@ def prepare_known(
         lead_model: Which of them gives the size.
         settings: The service's bounds.
     """
-    image = decode_picture(known.image, "image", settings.max_pixels)
+    image = _decoded(known.image, "image", settings)
     mask = None
     if known.mask is not None:
-        sent = decode_picture(known.mask, "mask", settings.max_pixels)
-        mask = read_mask(sent, known.painted, image.size)
+        mask = read_mask(_decoded(known.mask, "mask", settings), known.painted, image.size)
     first = cards[lead_model]
     own = image.size if all(card.multiple for card in cards.values()) else (first.width, first.height)
     asked = params.width or own[0], params.height or own[1]
@@ -128,6 +131,10 @@ def prepare_known(
     check_pixels(width, height, params, settings, retrace=known.retrace)
     source = prepare_source(image, mask, asked, (width, height), known.fit, known.feather)
     return replace(params, width=width, height=height), replace(source, retrace=known.retrace)
+
+
+def _decoded(picture: str | bytes | Image.Image, field: str, settings: Settings) -> Image.Image:
+    return picture if isinstance(picture, Image.Image) else decode_picture(picture, field, settings.max_pixels)
 
 
 def check_bounds(plan: Plan, ask: Ask, settings: Settings) -> None:

@@ -4,12 +4,13 @@ import base64
 import binascii
 import io
 import re
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from pipelines.errors import InvalidInputError
 
@@ -47,23 +48,35 @@ class PictureTooLargeError(InvalidInputError):
     """A picture of more pixels than the service takes."""
 
 
-def encode_picture(pixels: NDArray[np.uint8], image_format: str, quality: int | None = None) -> bytes:
+def encode_picture(
+    pixels: NDArray[np.uint8],
+    image_format: str,
+    text: Mapping[str, str] | None = None,
+    quality: int | None = None,
+) -> bytes:
     """Encode one picture.
 
     Args:
         pixels: (height, width, 3) RGB.
         image_format: "png", "jpeg" or "webp".
+        text: What a PNG says of itself, by keyword: tEXt chunks, iTXt where Latin-1 does not suffice. Other formats
+            have no place for it.
         quality: Of JPEG and WebP, 0 to 100; None for nearly lossless. PNG is lossless and has none.
     """
-    buffer = io.BytesIO()
     options = _OPTIONS[image_format] if quality is None else {**_OPTIONS[image_format], "quality": quality}
+    if text and image_format == ImageFormat.PNG:
+        chunks = PngImagePlugin.PngInfo()
+        for keyword, value in text.items():
+            chunks.add_text(keyword, value)
+        options = options | {"pnginfo": chunks}
+    buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, image_format, **options)
     return buffer.getvalue()
 
 
 def encode_pictures(pictures: NDArray[np.uint8], image_format: str, quality: int | None = None) -> list[bytes]:
     """Encode (n, height, width, 3) pictures; see :func:`encode_picture`. Not for the event loop's thread."""
-    return [encode_picture(pixels, image_format, quality) for pixels in pictures]
+    return [encode_picture(pixels, image_format, quality=quality) for pixels in pictures]
 
 
 def diverging_picture(cells: NDArray[np.floating], scale: float) -> NDArray[np.uint8]:
@@ -95,12 +108,30 @@ def decode_picture(sent: str | bytes, field: str, max_pixels: int) -> Image.Imag
         InvalidInputError: Not base64, not a picture, or truncated.
         PictureTooLargeError: Too large.
     """
+    return _plain_picture(sent, field, max_pixels)[0]
+
+
+def picture_text(sent: str | bytes, field: str, max_pixels: int) -> dict[str, str]:
+    """What a PNG that a client sent says of itself, by keyword; other formats say nothing.
+
+    Args:
+        sent: As for :func:`decode_picture`, which tells also what is raised.
+        field: Where it stood in the request.
+        max_pixels: Larger ones are refused before they are decompressed.
+    """
+    return _plain_picture(sent, field, max_pixels)[1]
+
+
+def _plain_picture(sent: str | bytes, field: str, max_pixels: int) -> tuple[Image.Image, dict[str, str]]:
+    """A picture and its text chunks."""
     data = sent if isinstance(sent, bytes) else _from_base64(sent, field)
     try:
         picture = Image.open(io.BytesIO(data), formats=_READ)
         if picture.width * picture.height <= max_pixels:
             picture.load()
-            return _plain(ImageOps.exif_transpose(picture))
+            chunks = picture.text if isinstance(picture, PngImagePlugin.PngImageFile) else {}
+            told = {str(keyword): str(value) for keyword, value in chunks.items()}
+            return _plain(ImageOps.exif_transpose(picture)), told
     except UnidentifiedImageError:
         raise InvalidInputError(f"{field} is none of {', '.join(_READ)}", field=(field,)) from None
     except Exception as error:

@@ -22,12 +22,14 @@ class Record:
         image_format: Of its pictures.
         by_url: Whether answers tell where to fetch pictures instead of holding them.
         quality: Of the pictures' encoding, as :func:`service.pictures.encode_picture` has it.
+        task: What its caller calls the job, in a dialect in which callers name their jobs; None in others.
     """
 
     job: Job
     image_format: ImageFormat = ImageFormat.PNG
     by_url: bool = False
     quality: int | None = None
+    task: str | None = None
 
 
 class Registry:

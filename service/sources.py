@@ -49,7 +49,7 @@ def prepare_source(
             "stretch" changes the picture's proportions.
         feather: Over how many pixels, inside of the mask's border, what is painted blends in.
     """
-    picture = _flat(image)
+    picture = flat(image)
     pixels = _grown(np.asarray(_fitted(picture, asked, fit)), sampled)
     if mask is None:
         return Source(pixels, None, None, *asked)
@@ -100,7 +100,7 @@ def blend_of(mask: NDArray[np.uint8], feather: float) -> NDArray[np.uint8]:
     return np.asarray(np.ceil(mask * np.clip(inside / feather, 0, 1)), np.uint8)
 
 
-def _flat(image: Image.Image) -> Image.Image:
+def flat(image: Image.Image) -> Image.Image:
     """RGB, over white where it is transparent."""
     if not image.has_transparency_data:
         return image.convert("RGB")

@@ -21,8 +21,8 @@ A chain of one operator is one node, and its options are written once; parenthes
 and XOR may be written as calls too, ``AND(a, b)``, which is how one of a single term is written. Within the parentheses
 of a call commas separate terms, so a prompt with a comma needs quotes there; elsewhere a comma is text.
 
-:func:`parse` gives the tree, :func:`read` the tree with the place of each part in the text, :func:`format` the text.
-:func:`is_expression` tells such a text from a prompt that is just a prompt.
+:func:`parse` gives the tree, :func:`read` the tree with the place of each part in the text, :func:`format` the text;
+:func:`is_expression` tells expressions from plain prompts.
 """
 
 from pipelines.grammar.errors import GrammarError, UnknownModelInTextError

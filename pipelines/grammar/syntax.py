@@ -80,15 +80,23 @@ OF: /OF$end/
 %ignore /\s+/
 """).substitute(bare=_bare(_SIGNS), item=_bare(_SIGNS + ","), signs=_SIGNS, end=_WORD_END, quoted=_QUOTED)
 
-_OPERATOR_WORD: Final = re.compile(rf"(?<![^{_SIGNS}]){_OPERATOR}")
-# With the end of the text as the end of what is never closed, matching takes linear time.
-_DOUBLE_QUOTED: Final = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*("|\\?\Z)', re.DOTALL)
-_QUOTED_PROMPT: Final = re.compile(rf"\s*{_QUOTED}(?:\s*\Z|@|<lora:|\{{\s*negative)", re.DOTALL)
 _FORBIDDEN: Final = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 _WORD: Final = re.compile(rf"[^{_SIGNS},]+")
 _LOOKED_AT: Final = 24
 _LOWER: Final = {"and", "or", "xor", "not"}
 _SPLITTING: Final = set('"([]{}<>\\,')
+
+# An operator outside of quotes and of LoRA tags. A quotation mark that is never closed takes all that follows, so
+# matching takes linear time.
+_DOUBLE: Final = r'"[^"\\]*(?:\\.[^"\\]*)*'
+_SINGLE: Final = rf"(?<![^{_SIGNS}])'[^'\\]*(?:\\.[^'\\]*)*"
+_CALLED: Final = rf"(?:AVERAGE|PRODUCT)\s*[\[(]|AT\s+LEAST\s+[0-9]+\s+OF{_WORD_END}"
+_USED: Final = rf"(?<![^{_SIGNS}])(?:(?:AND|OR|XOR|NOT){_WORD_END}|{_CALLED})"
+_OUTSIDE: Final = re.compile(
+    rf"(?:{_DOUBLE}\"|{_SINGLE}'|<lora:[^<>]*>)|(?P<unclosed>{_DOUBLE}\Z|{_SINGLE}\Z)|(?P<operator>{_USED})", re.DOTALL
+)
+_INSIDE: Final = re.compile(_USED)
+_ONE_QUOTED: Final = re.compile(rf"\s*(?:{_DOUBLE}\"|{_SINGLE}')\s*(?:[@<{{]|\Z)", re.DOTALL)
 
 _PROMPT: Final = {"BARE", "ITEM"}
 _CALLS: Final = {"AVERAGE", "PRODUCT", "OF"}
@@ -123,14 +131,21 @@ def _parser() -> "Lark":
 
 
 def is_expression(text: str) -> bool:
-    """Whether a text that may be a plain prompt is meant as an expression.
+    """Whether a text means an expression where most texts are plain prompts.
 
-    It is where an operator word stands in upper case outside double quotation marks, and where it begins with a quoted
-    prompt that nothing follows but ``@model``, ``<lora:…>`` or ``{negative: …}``. It may still be one that cannot be
-    read: a slip in an expression shall be told, not drawn.
+    It does if it uses an operator outside of quotes, or if it is one quoted prompt: ``"a cat"@sd15``. AND, OR, XOR and
+    NOT are used wherever they stand as words of their own, AVERAGE and PRODUCT only before a parenthesis or a bracket,
+    AT LEAST only before a count and OF: "PRODUCT PHOTO of a shoe" is a prompt. Whether the text can be read is another
+    question.
     """
-    outside = _DOUBLE_QUOTED.sub(lambda found: " " if found[1] == '"' else found[0], text)
-    return bool(_OPERATOR_WORD.search(outside) or _QUOTED_PROMPT.match(text))
+    if _ONE_QUOTED.match(text):
+        return True
+    for found in _OUTSIDE.finditer(text):
+        if found["operator"]:
+            return True
+        if found["unclosed"]:  # reading it will tell where
+            return _INSIDE.search(found["unclosed"]) is not None
+    return False
 
 
 def syntax_tree(text: str) -> "Tree[Token]":

@@ -95,7 +95,7 @@ async def job_image(
     if index >= len(outcome.pictures):
         raise HTTPException(HTTPStatus.NOT_FOUND, f"this job has {len(outcome.pictures)} images; the first is 0")
     wanted = image_format or record.image_format
-    data = await asyncio.to_thread(encode_picture, outcome.pictures[index], wanted, record.quality)
+    data = await asyncio.to_thread(encode_picture, outcome.pictures[index], wanted, quality=record.quality)
     return Response(data, media_type=wanted.media_type)
 
 

@@ -472,3 +472,56 @@ def test_the_page_for_users_shows_the_error_as_it_is():
         parse(text, **KNOWN)
     assert str(refused.value) == message
     assert refused.value.pointer_text == f"{text}\n{caret}"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a AND b",
+        "NOT a",
+        "(a OR b):2",
+        "PRODUCT (a, b)",
+        "AVERAGE[x](a)",
+        "AT  LEAST 2 OF (a, b)",
+        "a cat's AND b",
+        '"a cat"',
+        "'a cat' @one",
+        '"a"{negative: b}',
+        "it's 5\" AND more",
+        'a "b" AND c',
+    ],
+)
+def test_a_text_that_uses_an_operator_is_an_expression(text):
+    assert grammar.is_expression(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "a cat, (masterpiece:1.2), [blurry]",
+        "a and b",
+        "ANDROID, ORs, AND-gate, a,AND",
+        'a sign "STOP AND GO"',
+        "a sign 'STOP AND GO'",
+        r'a sign "say \" AND"',
+        "a <lora:NOT AND:1>",
+        "PRODUCT PHOTO",
+        "AT LEAST nice",
+        '"a cat" on a mat',
+        "someone@one.com",
+    ],
+)
+def test_a_text_that_uses_none_is_a_prompt(text):
+    assert not grammar.is_expression(text)
+
+
+@given(trees)
+def test_what_is_written_with_an_operator_is_an_expression(tree):
+    assert grammar.is_expression(grammar.format(tree, default_model="m"))
+
+
+@pytest.mark.parametrize("piece", ['\\"', "' a", '"a', "<lora:", "AT  LEAST ", "PRODUCT "])
+def test_a_long_text_that_begins_much_and_ends_nothing_is_a_prompt(piece):
+    """Nothing is matched twice: the work grows with the text, not with its square."""
+    assert not grammar.is_expression(piece * (MAX_TEXT // len(piece)))

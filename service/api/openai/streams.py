@@ -56,5 +56,5 @@ async def events(record: Record, kind: Kind) -> AsyncIterator[ServerSentEvent]:
 
 
 async def _encoded(pictures: NDArray[np.uint8], record: Record) -> str:
-    data = await asyncio.to_thread(encode_picture, pictures[0], record.image_format, record.quality)
+    data = await asyncio.to_thread(encode_picture, pictures[0], record.image_format, quality=record.quality)
     return base64.b64encode(data).decode()

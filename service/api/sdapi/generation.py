@@ -1,0 +1,59 @@
+"""POST /sdapi/v1/txt2img and /sdapi/v1/img2img."""
+
+import asyncio
+import uuid
+
+from fastapi import APIRouter, Request, Response
+
+from service.api.caller import CallerDep
+from service.api.sdapi.answers import Finish, ImagesResponse, answer
+from service.api.sdapi.inpainting import prepare
+from service.api.sdapi.schemas import ImageToImage, Processing, TextToImage
+from service.api.sdapi.sessions import Sessions, SessionsDep
+from service.api.waiting import abandoned, await_outcome
+from service.engine.job import CancelledJobError
+from service.orders import Known, Order, accept
+from service.services import Services, ServicesDep
+
+router = APIRouter(prefix="/sdapi/v1", tags=["automatic1111"])
+
+
+@router.post("/txt2img", response_model=ImagesResponse)
+async def txt2img(
+    body: TextToImage, request: Request, services: ServicesDep, sessions: SessionsDep, caller: CallerDep
+) -> Response:
+    """Pictures of a prompt; `A AND B` and the other operators compose."""
+    return await _generate(body, None, None, request, services, sessions, caller)
+
+
+@router.post("/img2img", response_model=ImagesResponse)
+async def img2img(
+    body: ImageToImage, request: Request, services: ServicesDep, sessions: SessionsDep, caller: CallerDep
+) -> Response:
+    """Pictures that begin from a picture, or paint in it where the mask is white."""
+    known, patch = await asyncio.to_thread(prepare, body, services.settings.max_pixels)
+    return await _generate(body, known, patch.pasted if patch else None, request, services, sessions, caller)
+
+
+async def _generate(
+    body: Processing,
+    known: Known | None,
+    finish: Finish | None,
+    request: Request,
+    services: Services,
+    sessions: Sessions,
+    caller: str,
+) -> Response:
+    """Queue a request and answer with its pictures; without any where the job was interrupted."""
+    written = await asyncio.to_thread(body.written, services.catalog.names, sessions.models.of(caller))
+    order = Order(written, body.params, body.ask(caller, services.settings.max_timeout_s), known)
+    record = await accept(order, services, task=body.force_task_id or f"task({uuid.uuid4().hex})")
+    job = record.job
+    try:
+        outcome = await await_outcome(job, request, services.engine)
+        if outcome is None:
+            return abandoned()
+    except CancelledJobError:
+        outcome = None
+    told = await asyncio.to_thread(answer, job, body, outcome, finish)
+    return Response(told, media_type="application/json", headers={"X-Superdiff-Id": job.id})
