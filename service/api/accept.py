@@ -30,27 +30,25 @@ def prefers_csv(accept: str | None) -> bool:
     return next(known, JSON) in {CSV, "text/*"}
 
 
-def preferred(accept: str | None, asked: ImageFormat) -> str:
+def preferred(accept: str | None, asked: ImageFormat | None) -> str:
     """Which answer an Accept header likes best: JSON, EVENT_STREAM, or an :class:`ImageFormat`.
 
     Args:
         accept: The header; None where there is none.
-        asked: The request's own output format, which ``image/*`` stands for.
+        asked: The request's own output format, which ``image/*`` stands for; None for an answer without a picture.
 
     Raises:
         HTTPException: 406 where it accepts nothing that there is.
     """
-    pictures = {image_format.media_type: image_format for image_format in ImageFormat}
+    pictures = {} if asked is None else {image_format.media_type: image_format for image_format in ImageFormat}
     liked, refused = _by_preference(accept or "*/*")
     for media_type in liked:
         if media_type in {"*/*", "application/*", JSON} and JSON not in refused:
             return JSON
-        if media_type == "*/*":
+        if media_type in {"*/*", "image/*"} and asked is not None:
             return asked
-        if media_type in {"text/*", EVENT_STREAM}:
+        if media_type in {"*/*", "text/*", EVENT_STREAM} and EVENT_STREAM not in refused:
             return EVENT_STREAM
-        if media_type == "image/*":
-            return asked
         if media_type in pictures:
             return pictures[media_type]
     offered = ", ".join([JSON, EVENT_STREAM, *pictures])

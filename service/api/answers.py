@@ -12,6 +12,7 @@ from sse_starlette import ServerSentEvent
 
 from pipelines.composition import leaves
 from pipelines.params import image_seed
+from service.api.explanations import explain, node_densities, prior_odds
 from service.api.problem import Problem, problem
 from service.engine.events import Event
 from service.engine.job import Job, Outcome, Phase, Point, Preview
@@ -20,6 +21,7 @@ from service.faults import fault_of
 from service.pictures import ImageFormat, diverging_picture, encode_picture
 from service.registry import Record
 from service.schemas.answers import (
+    DensityResponse,
     JobInfo,
     LiftMap,
     Picture,
@@ -40,9 +42,14 @@ def job_path(job: Job) -> str:
     return f"/v1/jobs/{job.id}"
 
 
-def encoded(outcome: Outcome, image_format: ImageFormat) -> list[bytes]:
+def encoded(record: Record, outcome: Outcome, image_format: ImageFormat) -> list[bytes]:
     """The pictures of an outcome, encoded. Neither for the event loop's thread nor for the device's."""
-    return [encode_picture(pixels, image_format) for pixels in outcome.pictures]
+    return [encoded_picture(record, outcome, i, image_format) for i in range(len(outcome.pictures))]
+
+
+def encoded_picture(record: Record, outcome: Outcome, image: int, image_format: ImageFormat) -> bytes:
+    """One picture of an outcome, encoded; see :func:`encoded`."""
+    return encode_picture(outcome.pictures[image], image_format)
 
 
 def named_nodes(job: Job, outcome: Outcome) -> dict[str, NDArray[np.float64]]:
@@ -72,8 +79,13 @@ def lift_picture(cells: NDArray[np.float32], scale: float) -> bytes:
     return encode_picture(diverging_picture(cells, scale), ImageFormat.PNG)
 
 
-def summary(record: Record, outcome: Outcome) -> SuperposeResponse:
-    """What there is to say of a completed composition in few words: pictures as addresses, no trajectory."""
+def summary(record: Record, outcome: Outcome) -> SuperposeResponse | DensityResponse:
+    """What there is to say of a completed job in few words: pictures as addresses, no trajectory."""
+    return explained(record, outcome) if record.job.plan.retrace else drawn(record, outcome)
+
+
+def drawn(record: Record, outcome: Outcome) -> SuperposeResponse:
+    """The summary of a completed composition."""
     job = record.job
     names, nodes = leaf_names(leaves(job.expression)), named_nodes(job, outcome)
     return SuperposeResponse(
@@ -83,8 +95,31 @@ def summary(record: Record, outcome: Outcome) -> SuperposeResponse:
         components=names,
         seed=job.params.seed,
         images=[_picture(job, outcome, names, nodes, i) for i in range(len(outcome.pictures))],
-        timings=Timings(queued_ms=outcome.queued_s * 1e3, run_ms=outcome.run_s * 1e3, steps=job.plan.calls),
+        timings=_timings(job, outcome),
     )
+
+
+def explained(record: Record, outcome: Outcome) -> DensityResponse:
+    """The answer of a job that tells the densities of a picture."""
+    job = record.job
+    names = leaf_names(leaves(job.expression))
+    return DensityResponse(
+        id=job.id,
+        created=int(job.created),
+        models=_models(job),
+        components=names,
+        seed=job.params.seed,
+        draws=job.params.num_images,
+        steps=job.params.steps,
+        numbers=math.prod(job.plan.shape),
+        explanations=explain(names, outcome.log_density, prior_odds(job.expression)),
+        nodes=node_densities(named_nodes(job, outcome)),
+        timings=_timings(job, outcome),
+    )
+
+
+def _timings(job: Job, outcome: Outcome) -> Timings:
+    return Timings(queued_ms=outcome.queued_s * 1e3, run_ms=outcome.run_s * 1e3, steps=job.plan.calls)
 
 
 def _models(job: Job) -> list[str]:
@@ -96,12 +131,14 @@ def _picture(
 ) -> Picture:
     """An image of an outcome, its picture and maps as addresses."""
     stepped = job.plan.steps > 0
+    kappa = _by_name(names, outcome.mean_weights[i], known=stepped)
     return Picture(
         url=f"{job_path(job)}/images/{i}",
         seed=image_seed(job.params.seed, i),
         log_density=_by_name(names, outcome.log_density[i], known=True),
         nodes={name: _known(float(values[i])) for name, values in nodes.items()},
-        weight=_by_name(names, outcome.mean_weights[i], known=stepped),
+        kappa=kappa,
+        weight=kappa,
         lift=_by_name(names, outcome.lift[i], known=stepped),
         lift_maps=_lift_maps(job, outcome, names, i) if job.ask.keep_lift_maps else None,
         clamp_rate=float(outcome.clamp_rate[i]),
@@ -132,10 +169,13 @@ def _lift_maps(job: Job, outcome: Outcome, names: Sequence[str], i: int) -> dict
 
 
 def answer(record: Record, outcome: Outcome) -> str:
-    """The whole answer to a completed composition, as JSON. It may be large: not for the event loop's thread."""
+    """The whole answer of a completed job, as JSON. It may be large: not for the event loop's thread."""
     told = summary(record, outcome)
+    if isinstance(told, DensityResponse):
+        return told.model_dump_json()
     if not record.by_url:
-        for i, (picture, data) in enumerate(zip(told.images, encoded(outcome, record.image_format), strict=True)):
+        pictures = encoded(record, outcome, record.image_format)
+        for i, (picture, data) in enumerate(zip(told.images, pictures, strict=True)):
             picture.url, picture.b64_json = None, base64.b64encode(data).decode()
             for leaf, lift_map in enumerate((picture.lift_maps or {}).values()):
                 cells = lift_cells(record.job, outcome, i, leaf)
@@ -149,11 +189,13 @@ def answer(record: Record, outcome: Outcome) -> str:
 
 def trajectory_point(point: Point) -> TrajectoryPoint:
     """One step of a trajectory."""
+    kappa = point.weights.tolist()
     return TrajectoryPoint(
         step=point.step,
         sigma=point.sigma,
         log_density=[[_known(nats) for nats in row] for row in point.log_density.tolist()],
-        weight=point.weights.tolist(),
+        kappa=kappa,
+        weight=kappa,
         effective_sample_size=None if point.effective is None else point.effective.tolist(),
     )
 
@@ -169,6 +211,7 @@ def job_info(record: Record, positions: Mapping[str, int], *, with_result: bool 
     job = record.job
     phase = job.phase
     info = JobInfo(
+        kind="density" if job.plan.retrace else "superposition",
         id=job.id,
         status=phase,
         created=int(job.created),
@@ -207,7 +250,7 @@ async def _told(record: Record, event: Event) -> str:
     """An event's data, as JSON."""
     match event.payload:
         case int() as position:
-            return QueuedEvent(position=position).model_dump_json()
+            return QueuedEvent(id=record.job.id, position=position).model_dump_json()
         case Point() as point:
             told = ProgressEvent(steps=record.job.plan.calls, **trajectory_point(point).model_dump())
             return told.model_dump_json()

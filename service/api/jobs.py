@@ -12,13 +12,22 @@ from starlette.exceptions import HTTPException
 
 from pipelines.composition import leaves
 from service.api.accept import CSV, joined, prefers_csv
-from service.api.answers import events, job_info, lift_cells, lift_picture, lift_scale, trajectory_point
+from service.api.answers import (
+    encoded_picture,
+    events,
+    job_info,
+    job_path,
+    lift_cells,
+    lift_picture,
+    lift_scale,
+    trajectory_point,
+)
 from service.api.caller import CallerDep
 from service.api.problem import Problem
 from service.api.waiting import when_over
 from service.engine.job import Job, Outcome, Phase
 from service.expressions import leaf_names
-from service.pictures import ImageFormat, encode_picture
+from service.pictures import ImageFormat
 from service.schemas.answers import JobInfo, JobList, TrajectoryPoint
 from service.services import ServicesDep
 
@@ -39,6 +48,7 @@ _COLUMNS: Final = (
     "weight",
     "log_density",
     "effective_sample_size",
+    "kappa",
 )
 
 
@@ -91,11 +101,11 @@ async def job_image(
 ) -> Response:
     """A picture of a completed job."""
     record = services.registry.get(job_id)
-    outcome = _outcome(record.job)
+    outcome = _outcome(record.job, "images")
     if index >= len(outcome.pictures):
         raise HTTPException(HTTPStatus.NOT_FOUND, f"this job has {len(outcome.pictures)} images; the first is 0")
     wanted = image_format or record.image_format
-    data = await asyncio.to_thread(encode_picture, outcome.pictures[index], wanted)
+    data = await asyncio.to_thread(encoded_picture, record, outcome, index, wanted)
     return Response(data, media_type=wanted.media_type)
 
 
@@ -115,7 +125,7 @@ async def job_lift_map(
     Red is above 0, blue below; `X-Superdiff-Scale` tells how many nats a cell in full colour has.
     """
     record = services.registry.get(job_id)
-    outcome = _outcome(record.job)
+    outcome = _outcome(record.job, "lift maps")
     if not record.job.ask.keep_lift_maps:
         raise HTTPException(HTTPStatus.CONFLICT, "this job kept no lift maps; ask for them with include_lift_maps")
     images, components = outcome.lift.shape
@@ -136,7 +146,7 @@ async def job_trajectory(
 ) -> list[TrajectoryPoint]:
     """The weights and log-densities of every step, for a request with include_trajectory; CSV by Accept."""
     record = services.registry.get(job_id)
-    outcome = _outcome(record.job)
+    outcome = _outcome(record.job, "trajectory")
     if not record.job.ask.keep_trajectory:
         detail = "this job kept no trajectory; ask for one with include_trajectory"
         raise HTTPException(HTTPStatus.CONFLICT, detail)
@@ -146,7 +156,11 @@ async def job_trajectory(
     return points
 
 
-def _outcome(job: Job) -> Outcome:
+def _outcome(job: Job, what: str) -> Outcome:
+    """The outcome of a completed composition; 404 for a job that draws nothing, whatever of it is asked for."""
+    if job.plan.retrace:
+        detail = f"this is a density job: it has no {what}; GET {job_path(job)} tells its result"
+        raise HTTPException(HTTPStatus.NOT_FOUND, detail)
     if job.phase is not Phase.COMPLETED:
         raise HTTPException(HTTPStatus.CONFLICT, f"this job is {job.phase}, not completed")
     return job.result.result()
@@ -160,13 +174,13 @@ def _csv(points: list[TrajectoryPoint], job: Job) -> str:
     writer.writerow(_COLUMNS)
     for point in points:
         # After the last step one particle of each candidate is left.
-        particles = len(point.weight) // (job.params.num_images * candidates)
-        for sample, (weights, densities) in enumerate(zip(point.weight, point.log_density, strict=True)):
+        particles = len(point.kappa) // (job.params.num_images * candidates)
+        for sample, (kappas, densities) in enumerate(zip(point.kappa, point.log_density, strict=True)):
             group, particle = divmod(sample, particles)
             size = None if point.effective_sample_size is None else point.effective_sample_size[group]
             place = [point.step, point.sigma, *divmod(group, candidates), particle]
             writer.writerows(
-                [*place, name, weight, density, size]
-                for name, weight, density in zip(names, weights, densities, strict=True)
+                [*place, name, kappa, density, size, kappa]
+                for name, kappa, density in zip(names, kappas, densities, strict=True)
             )
     return buffer.getvalue()
