@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from pipelines.catalog import Catalog
 from pipelines.errors import PipelineError
 from service import faults
-from service.api import density, health, jobs, models, problem, superpose
+from service.api import density, health, jobs, models, problem, superpose, trajectory
 from service.body_limit import BodyLimit
 from service.engine.engine import Engine
 from service.engine.executor import Executor
@@ -66,7 +66,7 @@ def create_app(
     app.state.services = services
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
     faults.install(app, problem.render, {})
-    for router in (superpose.router, density.router, jobs.router, models.router, health.router):
+    for router in (superpose.router, density.router, jobs.router, trajectory.router, models.router, health.router):
         app.include_router(router)
     return app
 

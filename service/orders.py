@@ -11,7 +11,8 @@ from pipelines.params import SamplingParams
 from pipelines.plan import Plan, make_plan
 from service.engine.job import Ask, Job, Source
 from service.expressions import Written
-from service.pictures import ImageFormat, decode_picture
+from service.metadata import Origin, digest
+from service.pictures import ImageFormat, decode_picture, picture_file
 from service.registry import Record
 from service.services import Services
 from service.settings import Settings
@@ -91,9 +92,17 @@ async def accept(
         image_format: In which its pictures are wanted.
         by_url: Whether answers hold the pictures' addresses instead of the pictures.
     """
-    record = Record(await take(order, services), image_format, by_url)
+    origin = None if order.known is None else await asyncio.to_thread(origin_of, order.known)
+    record = Record(await take(order, services), image_format, by_url, origin)
     services.registry.add(record)
     return record
+
+
+def origin_of(known: Known) -> Origin:
+    """What is remembered of a known picture. Not for the event loop."""
+    mask = None if known.mask is None else digest(picture_file(known.mask, "mask"))
+    image = digest(picture_file(known.image, "image"))
+    return Origin(image, mask, known.painted, known.fit, known.feather)
 
 
 def prepare_known(

@@ -4,12 +4,14 @@ import base64
 import binascii
 import io
 import re
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
 
 from pipelines.errors import InvalidInputError
 
@@ -47,15 +49,22 @@ class PictureTooLargeError(InvalidInputError):
     """A picture of more pixels than the service takes."""
 
 
-def encode_picture(pixels: NDArray[np.uint8], image_format: str) -> bytes:
+def encode_picture(pixels: NDArray[np.uint8], image_format: str, text: Mapping[str, str] | None = None) -> bytes:
     """Encode one picture.
 
     Args:
         pixels: (height, width, 3) RGB.
         image_format: "png", "jpeg" or "webp".
+        text: Keyword → text, for the text chunks of a PNG; other formats have none.
     """
+    options = dict(_OPTIONS[image_format])
+    if text and image_format == ImageFormat.PNG:
+        chunks = PngInfo()
+        for keyword, value in text.items():
+            chunks.add_text(keyword, value)
+        options["pnginfo"] = chunks
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, image_format, **_OPTIONS[image_format])
+    Image.fromarray(pixels).save(buffer, image_format, **options)
     return buffer.getvalue()
 
 
@@ -88,7 +97,7 @@ def decode_picture(sent: str | bytes, field: str, max_pixels: int) -> Image.Imag
         InvalidInputError: Not base64, not a picture, or truncated.
         PictureTooLargeError: Too large.
     """
-    data = sent if isinstance(sent, bytes) else _from_base64(sent, field)
+    data = picture_file(sent, field)
     try:
         picture = Image.open(io.BytesIO(data), formats=_READ)
         if picture.width * picture.height <= max_pixels:
@@ -101,6 +110,11 @@ def decode_picture(sent: str | bytes, field: str, max_pixels: int) -> Image.Imag
         raise InvalidInputError(f"{field} cannot be read: {error}", field=(field,)) from error
     detail = f"{field} has {picture.width}×{picture.height} pixels; this service allows {max_pixels} in all"
     raise PictureTooLargeError(detail, field=(field,))
+
+
+def picture_file(sent: str | bytes, field: str) -> bytes:
+    """The file that a client sent; see :func:`decode_picture`."""
+    return sent if isinstance(sent, bytes) else _from_base64(sent, field)
 
 
 def _from_base64(text: str, field: str) -> bytes:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from service.engine.job import Job
+from service.metadata import Origin
 from service.pictures import ImageFormat
 
 
@@ -21,11 +22,13 @@ class Record:
         job: The job.
         image_format: Of its pictures.
         by_url: Whether answers tell where to fetch pictures instead of holding them.
+        origin: The picture that the job began from, if there is one.
     """
 
     job: Job
     image_format: ImageFormat = ImageFormat.PNG
     by_url: bool = False
+    origin: Origin | None = None
 
 
 class Registry:

@@ -30,6 +30,7 @@ class Services:
         registry: The jobs by id.
         keys: The jobs by the key that their request came with.
         ready: Set when the models that are to be ready are loaded, or cannot be.
+        plotting: Held while a figure is drawn: one at a time.
     """
 
     settings: Settings
@@ -38,6 +39,7 @@ class Services:
     registry: Registry
     keys: IdempotencyKeys
     ready: asyncio.Event = field(default_factory=asyncio.Event)
+    plotting: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @contextlib.asynccontextmanager
     async def models(self, names: Iterable[str]) -> AsyncIterator[Mapping[str, Model]]:

@@ -18,6 +18,7 @@ from service.engine.events import Event
 from service.engine.job import Job, Outcome, Phase, Point, Preview
 from service.expressions import leaf_names, node_names
 from service.faults import fault_of
+from service.metadata import chunk, recipe
 from service.pictures import ImageFormat, diverging_picture, encode_picture
 from service.registry import Record
 from service.schemas.answers import (
@@ -48,8 +49,12 @@ def encoded(record: Record, outcome: Outcome, image_format: ImageFormat) -> list
 
 
 def encoded_picture(record: Record, outcome: Outcome, image: int, image_format: ImageFormat) -> bytes:
-    """One picture of an outcome, encoded; see :func:`encoded`."""
-    return encode_picture(outcome.pictures[image], image_format)
+    """One picture of an outcome, encoded; a PNG says how it is drawn again. See :func:`encoded`."""
+    pixels = outcome.pictures[image]
+    # A picture that began from another may be smaller than what was sampled for it.
+    size = None if record.origin is None else (pixels.shape[1], pixels.shape[0])
+    text = chunk(recipe(record.job.plan, image, size, record.origin)) if image_format is ImageFormat.PNG else None
+    return encode_picture(pixels, image_format, text)
 
 
 def named_nodes(job: Job, outcome: Outcome) -> dict[str, NDArray[np.float64]]:

@@ -1,12 +1,15 @@
-"""Waiting for a job while its client may go away."""
+"""Jobs that are over, and waiting for those that are not while their client may go away."""
 
 import asyncio
+from http import HTTPStatus
 from typing import Final
 
 from fastapi import Request, Response
+from starlette.exceptions import HTTPException
 
+from service.api.answers import job_path
 from service.engine.engine import Engine
-from service.engine.job import Job, Outcome
+from service.engine.job import Job, Outcome, Phase
 
 _CLIENT_CLOSED_REQUEST: Final = 499
 
@@ -30,6 +33,24 @@ async def await_outcome(job: Job, request: Request, engine: Engine | None) -> Ou
         if engine is not None and not job.over:
             engine.cancel(job)
     return job.result.result() if job.over else None
+
+
+def drawn_outcome(job: Job, what: str) -> Outcome:
+    """The outcome of a completed composition.
+
+    Args:
+        job: The job.
+        what: What of it is asked for.
+
+    Raises:
+        HTTPException: 404 for a job that draws nothing, 409 for one that is not completed.
+    """
+    if job.plan.retrace:
+        detail = f"this is a density job: it has no {what}; GET {job_path(job)} tells its result"
+        raise HTTPException(HTTPStatus.NOT_FOUND, detail)
+    if job.phase is not Phase.COMPLETED:
+        raise HTTPException(HTTPStatus.CONFLICT, f"this job is {job.phase}, not completed")
+    return job.result.result()
 
 
 def abandoned() -> Response:
