@@ -45,7 +45,7 @@ def terminal(*arguments, cwd, **environment):
         sys.executable,
         ["-m", "service.cli", *map(str, arguments)],
         encoding="utf-8",
-        timeout=60,
+        timeout=120,
         cwd=str(cwd),
         dimensions=(40, 160),
         env=os.environ | {"PYTHONPATH": str(ROOT), "SUPERDIFF_DEVICE": "cpu", "TERM": "xterm-256color"} | environment,
