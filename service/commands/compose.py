@@ -136,7 +136,13 @@ def compose(
 
         with opened(url, key, catalog, device) as session:
             answer = answer_of(session, _PATH, body, preview)
-        write_answer(answer, target, as_json=as_json, asked=body)
+        try:
+            write_answer(answer, target, as_json=as_json, asked=body)
+        except CommandError as error:
+            if url is None:
+                raise
+            again = f"superdiff jobs fetch {answer['id']} --url {url} -o ELSEWHERE"
+            raise CommandError(f"{error}; for a while the service still has it all: {again}", error.code) from error
 
 
 def encoded_file(path: Path, option: str) -> str:

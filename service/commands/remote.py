@@ -53,7 +53,11 @@ class RemoteSession:
     def submit(self, path: str, body: Mapping[str, Any]) -> str:
         """Queue a request; returns the job's id."""
         timeout = httpx.Timeout(_TAKEN_S, connect=_CONNECT_S)
-        answer = self._ask("POST", path, body, json=body, headers={"Prefer": "respond-async"}, timeout=timeout)
+        try:
+            answer = self._ask("POST", path, body, json=body, headers={"Prefer": "respond-async"}, timeout=timeout)
+        except KeyboardInterrupt:
+            detail = "interrupted while the service took the job in; superdiff jobs list shows whether it did"
+            raise CommandError(detail, Exit.INTERRUPTED) from None
         return str(answer.json()["id"])
 
     def events(self, job_id: str) -> Iterator[Told]:

@@ -202,7 +202,10 @@ def test_a_full_disk_is_one_line_and_leaves_no_part_of_a_file(server, tiny_disk,
     given = ["compose", EXPRESSION, *SHORT, "-n", "6", "-o", f"{tiny_disk}/", "--url", server.url]
     told = superdiff(*given, cwd=tmp_path, check=False)
     assert told.returncode == 2
-    assert re.fullmatch(r"superdiff: \S+\.png: cannot be written: No space left on device\n", told.stderr)
+    said = re.fullmatch(r"superdiff: \S+\.png: cannot be written: No space left on device; (.+)\n", told.stderr)
     whole = [path.name for path in Path(tiny_disk).iterdir()]
     assert whole
     assert all(re.fullmatch(r"composed-\d\.png", name) for name in whole)
+    fetch = said[1].partition("superdiff ")[2].replace("ELSEWHERE", "out/").split()
+    superdiff(*fetch, cwd=tmp_path)
+    assert len(list((tmp_path / "out").glob("composed-*.png"))) == 6
