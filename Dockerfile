@@ -3,6 +3,7 @@ FROM python:3.11-slim AS build
 WORKDIR /src
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY pipelines pipelines
+COPY evaluation evaluation
 COPY service service
 RUN python -m venv /opt/superdiff \
     && /opt/superdiff/bin/pip install --no-cache-dir --constraint constraints.txt .

@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from pipelines.catalog import Catalog
 from pipelines.errors import PipelineError
 from service import faults
-from service.api import density, health, jobs, models, openai, problem, superpose
+from service.api import density, health, jobs, models, openai, problem, superpose, trajectory
 from service.api.sdapi import mount as sdapi
 from service.body_limit import BodyLimit
 from service.engine.engine import Engine
@@ -67,7 +67,15 @@ def create_app(
     app.state.services = services
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
     faults.install(app, problem.render, {openai.PREFIX: openai.render, **sdapi.DIALECT})
-    for router in (superpose.router, density.router, jobs.router, models.router, health.router, openai.router):
+    for router in (
+        superpose.router,
+        density.router,
+        jobs.router,
+        trajectory.router,
+        models.router,
+        health.router,
+        openai.router,
+    ):
         app.include_router(router)
     sdapi.mount(app)
     return app

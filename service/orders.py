@@ -13,7 +13,8 @@ from pipelines.params import SamplingParams
 from pipelines.plan import Plan, make_plan
 from service.engine.job import Ask, Job, Source
 from service.expressions import Written
-from service.pictures import ImageFormat, decode_picture
+from service.metadata import Origin, digest
+from service.pictures import ImageFormat, decode_picture, picture_file
 from service.registry import Record
 from service.services import Services
 from service.settings import Settings
@@ -101,9 +102,21 @@ async def accept(
         quality: Of the pictures' encoding; None for the service's own.
         task: What its client calls the job, in a dialect in which clients name their jobs.
     """
-    record = Record(await take(order, services), image_format, by_url, quality, task)
+    origin = None if order.known is None else await asyncio.to_thread(origin_of, order.known)
+    record = Record(await take(order, services), image_format, by_url, quality, task, origin)
     services.registry.add(record)
     return record
+
+
+def origin_of(known: Known) -> Origin:
+    """What is remembered of a known picture. Not for the event loop."""
+    mask = None if known.mask is None else digest(_file(known.mask, "mask"))
+    return Origin(digest(_file(known.image, "image")), mask, known.painted, known.fit, known.feather)
+
+
+def _file(sent: str | bytes | Image.Image, field: str) -> bytes:
+    """The bytes of a picture; of one that was made of what the client sent, those of its pixels."""
+    return sent.tobytes() if isinstance(sent, Image.Image) else picture_file(sent, field)
 
 
 def prepare_known(

@@ -74,11 +74,6 @@ def encode_picture(
     return buffer.getvalue()
 
 
-def encode_pictures(pictures: NDArray[np.uint8], image_format: str, quality: int | None = None) -> list[bytes]:
-    """Encode (n, height, width, 3) pictures; see :func:`encode_picture`. Not for the event loop's thread."""
-    return [encode_picture(pixels, image_format, quality=quality) for pixels in pictures]
-
-
 def diverging_picture(cells: NDArray[np.floating], scale: float) -> NDArray[np.uint8]:
     """Numbers as colours: white at 0, red at ``scale`` and above, blue at ``-scale`` and below.
 
@@ -139,6 +134,11 @@ def _plain_picture(sent: str | bytes, field: str, max_pixels: int) -> tuple[Imag
         raise InvalidInputError(f"{field} cannot be read: {error}", field=(field,)) from error
     detail = f"{field} has {picture.width}×{picture.height} pixels; this service allows {max_pixels} in all"
     raise PictureTooLargeError(detail, field=(field,))
+
+
+def picture_file(sent: str | bytes, field: str) -> bytes:
+    """The file that a client sent; see :func:`decode_picture`."""
+    return sent if isinstance(sent, bytes) else _from_base64(sent, field)
 
 
 def _from_base64(text: str, field: str) -> bytes:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from service.engine.job import Job
+from service.metadata import Origin
 from service.pictures import ImageFormat
 
 
@@ -23,6 +24,7 @@ class Record:
         by_url: Whether answers tell where to fetch pictures instead of holding them.
         quality: Of the pictures' encoding, as :func:`service.pictures.encode_picture` has it.
         task: What its caller calls the job, in a dialect in which callers name their jobs; None in others.
+        origin: The picture that the job began from, if there is one.
     """
 
     job: Job
@@ -30,6 +32,7 @@ class Record:
     by_url: bool = False
     quality: int | None = None
     task: str | None = None
+    origin: Origin | None = None
 
 
 class Registry:

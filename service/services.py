@@ -32,6 +32,7 @@ class Services:
         keys: The jobs by the key that their request came with.
         ready: Set when the models that are to be ready are loaded, or cannot be.
         created: When the service was built, in Unix time.
+        plotting: Held while a figure is drawn: one at a time.
     """
 
     settings: Settings
@@ -41,6 +42,7 @@ class Services:
     keys: IdempotencyKeys
     ready: asyncio.Event = field(default_factory=asyncio.Event)
     created: int = field(default_factory=lambda: int(time.time()))
+    plotting: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @contextlib.asynccontextmanager
     async def models(self, names: Iterable[str]) -> AsyncIterator[Mapping[str, Model]]:

@@ -1,5 +1,6 @@
 """Content negotiation: JSON, the bare picture, or the job's events."""
 
+from collections.abc import Sequence
 from email.message import Message
 from http import HTTPStatus
 from typing import Final
@@ -10,7 +11,6 @@ from service.pictures import ImageFormat
 
 JSON: Final = "application/json"
 EVENT_STREAM: Final = "text/event-stream"
-CSV: Final = "text/csv"
 
 
 def joined(lines: list[str] | None) -> str | None:
@@ -23,34 +23,36 @@ def asynchronous(prefer: str | None) -> bool:
     return any(part.partition(";")[0].strip().lower() == "respond-async" for part in (prefer or "").split(","))
 
 
-def prefers_csv(accept: str | None) -> bool:
-    """Whether an Accept header likes CSV better than JSON."""
-    liked, _ = _by_preference(accept or "*/*")
-    known = (media_type for media_type in liked if media_type in {CSV, "text/*", JSON, "application/*", "*/*"})
-    return next(known, JSON) in {CSV, "text/*"}
+def liked_best(accept: str | None, offered: Sequence[str]) -> str:
+    """Which of the media types offered an Accept header likes best; the first where it likes none of them."""
+    liked, refused = _by_preference(accept or "*/*")
+    open_to = [media_type for media_type in offered if media_type not in refused]
+    for wanted in liked:
+        for media_type in open_to:
+            if wanted in {media_type, "*/*", f"{media_type.partition('/')[0]}/*"}:
+                return media_type
+    return offered[0]
 
 
-def preferred(accept: str | None, asked: ImageFormat) -> str:
+def preferred(accept: str | None, asked: ImageFormat | None) -> str:
     """Which answer an Accept header likes best: JSON, EVENT_STREAM, or an :class:`ImageFormat`.
 
     Args:
         accept: The header; None where there is none.
-        asked: The request's own output format, which ``image/*`` stands for.
+        asked: The request's own output format, which ``image/*`` stands for; None for an answer without a picture.
 
     Raises:
         HTTPException: 406 where it accepts nothing that there is.
     """
-    pictures = {image_format.media_type: image_format for image_format in ImageFormat}
+    pictures = {} if asked is None else {image_format.media_type: image_format for image_format in ImageFormat}
     liked, refused = _by_preference(accept or "*/*")
     for media_type in liked:
         if media_type in {"*/*", "application/*", JSON} and JSON not in refused:
             return JSON
-        if media_type == "*/*":
+        if media_type in {"*/*", "image/*"} and asked is not None:
             return asked
-        if media_type in {"text/*", EVENT_STREAM}:
+        if media_type in {"*/*", "text/*", EVENT_STREAM} and EVENT_STREAM not in refused:
             return EVENT_STREAM
-        if media_type == "image/*":
-            return asked
         if media_type in pictures:
             return pictures[media_type]
     offered = ", ".join([JSON, EVENT_STREAM, *pictures])

@@ -4,22 +4,27 @@ import asyncio
 import base64
 import math
 from collections.abc import AsyncIterator, Mapping, Sequence
+from http import HTTPStatus
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 from sse_starlette import ServerSentEvent
+from starlette.exceptions import HTTPException
 
 from pipelines.composition import leaves
 from pipelines.params import image_seed
+from service.api.explanations import explain, node_densities, prior_odds
 from service.api.problem import Problem, problem
 from service.engine.events import Event
 from service.engine.job import Job, Outcome, Phase, Point, Preview
 from service.expressions import leaf_names, node_names
 from service.faults import fault_of
-from service.pictures import ImageFormat, diverging_picture, encode_picture, encode_pictures
+from service.files import encoded
+from service.pictures import ImageFormat, diverging_picture, encode_picture
 from service.registry import Record
 from service.schemas.answers import (
+    DensityResponse,
     JobInfo,
     LiftMap,
     Picture,
@@ -38,6 +43,24 @@ _PLANE: Final = 4
 def job_path(job: Job) -> str:
     """Where a job is."""
     return f"/v1/jobs/{job.id}"
+
+
+def drawn_outcome(job: Job, what: str) -> Outcome:
+    """The outcome of a completed composition.
+
+    Args:
+        job: The job.
+        what: What of it is asked for.
+
+    Raises:
+        HTTPException: 404 for a job that draws nothing, 409 for one that is not completed.
+    """
+    if job.plan.retrace:
+        detail = f"this is a density job: it has no {what}; GET {job_path(job)} tells its result"
+        raise HTTPException(HTTPStatus.NOT_FOUND, detail)
+    if job.phase is not Phase.COMPLETED:
+        raise HTTPException(HTTPStatus.CONFLICT, f"this job is {job.phase}, not completed")
+    return job.result.result()
 
 
 def named_nodes(job: Job, outcome: Outcome) -> dict[str, NDArray[np.float64]]:
@@ -67,8 +90,13 @@ def lift_picture(cells: NDArray[np.float32], scale: float) -> bytes:
     return encode_picture(diverging_picture(cells, scale), ImageFormat.PNG)
 
 
-def summary(record: Record, outcome: Outcome) -> SuperposeResponse:
-    """What there is to say of a completed composition in few words: pictures as addresses, no trajectory."""
+def summary(record: Record, outcome: Outcome) -> SuperposeResponse | DensityResponse:
+    """What there is to say of a completed job in few words: pictures as addresses, no trajectory."""
+    return explained(record, outcome) if record.job.plan.retrace else drawn(record, outcome)
+
+
+def drawn(record: Record, outcome: Outcome) -> SuperposeResponse:
+    """The summary of a completed composition."""
     job = record.job
     names, nodes = leaf_names(leaves(job.expression)), named_nodes(job, outcome)
     return SuperposeResponse(
@@ -78,8 +106,31 @@ def summary(record: Record, outcome: Outcome) -> SuperposeResponse:
         components=names,
         seed=job.params.seed,
         images=[_picture(job, outcome, names, nodes, i) for i in range(len(outcome.pictures))],
-        timings=Timings(queued_ms=outcome.queued_s * 1e3, run_ms=outcome.run_s * 1e3, steps=job.plan.calls),
+        timings=_timings(job, outcome),
     )
+
+
+def explained(record: Record, outcome: Outcome) -> DensityResponse:
+    """The answer of a job that tells the densities of a picture."""
+    job = record.job
+    names = leaf_names(leaves(job.expression))
+    return DensityResponse(
+        id=job.id,
+        created=int(job.created),
+        models=_models(job),
+        components=names,
+        seed=job.params.seed,
+        draws=job.params.num_images,
+        steps=job.params.steps,
+        numbers=math.prod(job.plan.shape),
+        explanations=explain(names, outcome.log_density, prior_odds(job.expression)),
+        nodes=node_densities(named_nodes(job, outcome)),
+        timings=_timings(job, outcome),
+    )
+
+
+def _timings(job: Job, outcome: Outcome) -> Timings:
+    return Timings(queued_ms=outcome.queued_s * 1e3, run_ms=outcome.run_s * 1e3, steps=job.plan.calls)
 
 
 def _models(job: Job) -> list[str]:
@@ -91,12 +142,14 @@ def _picture(
 ) -> Picture:
     """An image of an outcome, its picture and maps as addresses."""
     stepped = job.plan.steps > 0
+    kappa = _by_name(names, outcome.mean_weights[i], known=stepped)
     return Picture(
         url=f"{job_path(job)}/images/{i}",
         seed=image_seed(job.params.seed, i),
         log_density=_by_name(names, outcome.log_density[i], known=True),
         nodes={name: _known(float(values[i])) for name, values in nodes.items()},
-        weight=_by_name(names, outcome.mean_weights[i], known=stepped),
+        kappa=kappa,
+        weight=kappa,
         lift=_by_name(names, outcome.lift[i], known=stepped),
         lift_maps=_lift_maps(job, outcome, names, i) if job.ask.keep_lift_maps else None,
         clamp_rate=float(outcome.clamp_rate[i]),
@@ -127,10 +180,12 @@ def _lift_maps(job: Job, outcome: Outcome, names: Sequence[str], i: int) -> dict
 
 
 def answer(record: Record, outcome: Outcome) -> str:
-    """The whole answer to a completed composition, as JSON. It may be large: not for the event loop's thread."""
+    """The whole answer of a completed job, as JSON. It may be large: not for the event loop's thread."""
     told = summary(record, outcome)
+    if isinstance(told, DensityResponse):
+        return told.model_dump_json()
     if not record.by_url:
-        pictures = encode_pictures(outcome.pictures, record.image_format, record.quality)
+        pictures = encoded(record, outcome, record.image_format)
         for i, (picture, data) in enumerate(zip(told.images, pictures, strict=True)):
             picture.url, picture.b64_json = None, base64.b64encode(data).decode()
             for leaf, lift_map in enumerate((picture.lift_maps or {}).values()):
@@ -145,11 +200,13 @@ def answer(record: Record, outcome: Outcome) -> str:
 
 def trajectory_point(point: Point) -> TrajectoryPoint:
     """One step of a trajectory."""
+    kappa = point.weights.tolist()
     return TrajectoryPoint(
         step=point.step,
         sigma=point.sigma,
         log_density=[[_known(nats) for nats in row] for row in point.log_density.tolist()],
-        weight=point.weights.tolist(),
+        kappa=kappa,
+        weight=kappa,
         effective_sample_size=None if point.effective is None else point.effective.tolist(),
     )
 
@@ -165,6 +222,7 @@ def job_info(record: Record, positions: Mapping[str, int], *, with_result: bool 
     job = record.job
     phase = job.phase
     info = JobInfo(
+        kind="density" if job.plan.retrace else "superposition",
         id=job.id,
         status=phase,
         created=int(job.created),
@@ -203,7 +261,7 @@ async def _told(record: Record, event: Event) -> str:
     """An event's data, as JSON."""
     match event.payload:
         case int() as position:
-            return QueuedEvent(position=position).model_dump_json()
+            return QueuedEvent(id=record.job.id, position=position).model_dump_json()
         case Point() as point:
             told = ProgressEvent(steps=record.job.plan.calls, **trajectory_point(point).model_dump())
             return told.model_dump_json()

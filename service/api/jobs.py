@@ -1,8 +1,6 @@
 """Jobs by their id: how they stand, what they made, what they tell, and how to stop them."""
 
 import asyncio
-import csv
-import io
 from http import HTTPStatus
 from typing import Annotated, Any, Final
 
@@ -10,16 +8,20 @@ from fastapi import APIRouter, Header, Path, Query, Response
 from sse_starlette import EventSourceResponse
 from starlette.exceptions import HTTPException
 
-from pipelines.composition import leaves
-from service.api.accept import CSV, joined, prefers_csv
-from service.api.answers import events, job_info, lift_cells, lift_picture, lift_scale, trajectory_point
+from service.api.answers import (
+    drawn_outcome,
+    events,
+    job_info,
+    lift_cells,
+    lift_picture,
+    lift_scale,
+)
 from service.api.caller import CallerDep
 from service.api.problem import Problem
 from service.api.waiting import when_over
-from service.engine.job import Job, Outcome, Phase
-from service.expressions import leaf_names
-from service.pictures import ImageFormat, encode_picture
-from service.schemas.answers import JobInfo, JobList, TrajectoryPoint
+from service.files import encoded_picture
+from service.pictures import ImageFormat
+from service.schemas.answers import JobInfo, JobList
 from service.services import ServicesDep
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses={404: {"model": Problem}})
@@ -29,17 +31,6 @@ _IMAGES: Final[dict[int | str, dict[str, Any]]] = {
     200: {"content": {f.media_type: {} for f in ImageFormat}},
     409: {"model": Problem},
 }
-_COLUMNS: Final = (
-    "step",
-    "sigma",
-    "image",
-    "candidate",
-    "particle",
-    "component",
-    "weight",
-    "log_density",
-    "effective_sample_size",
-)
 
 
 @router.get("")
@@ -91,11 +82,11 @@ async def job_image(
 ) -> Response:
     """A picture of a completed job."""
     record = services.registry.get(job_id)
-    outcome = _outcome(record.job)
+    outcome = drawn_outcome(record.job, "images")
     if index >= len(outcome.pictures):
         raise HTTPException(HTTPStatus.NOT_FOUND, f"this job has {len(outcome.pictures)} images; the first is 0")
     wanted = image_format or record.image_format
-    data = await asyncio.to_thread(encode_picture, outcome.pictures[index], wanted, quality=record.quality)
+    data = await asyncio.to_thread(encoded_picture, record, outcome, index, wanted)
     return Response(data, media_type=wanted.media_type)
 
 
@@ -115,7 +106,7 @@ async def job_lift_map(
     Red is above 0, blue below; `X-Superdiff-Scale` tells how many nats a cell in full colour has.
     """
     record = services.registry.get(job_id)
-    outcome = _outcome(record.job)
+    outcome = drawn_outcome(record.job, "lift maps")
     if not record.job.ask.keep_lift_maps:
         raise HTTPException(HTTPStatus.CONFLICT, "this job kept no lift maps; ask for them with include_lift_maps")
     images, components = outcome.lift.shape
@@ -128,45 +119,3 @@ async def job_lift_map(
     drawn = await asyncio.to_thread(lift_picture, cells, scale)
     headers = {"X-Superdiff-Scale": f"{scale:g}"}
     return Response(drawn, media_type=ImageFormat.PNG.media_type, headers=headers)
-
-
-@router.get("/{job_id}/trajectory", responses={200: {"content": {CSV: {}}}, 409: {"model": Problem}})
-async def job_trajectory(
-    job_id: JobId, services: ServicesDep, accept: Annotated[list[str] | None, Header()] = None
-) -> list[TrajectoryPoint]:
-    """The weights and log-densities of every step, for a request with include_trajectory; CSV by Accept."""
-    record = services.registry.get(job_id)
-    outcome = _outcome(record.job)
-    if not record.job.ask.keep_trajectory:
-        detail = "this job kept no trajectory; ask for one with include_trajectory"
-        raise HTTPException(HTTPStatus.CONFLICT, detail)
-    points = [trajectory_point(point) for point in outcome.trajectory]
-    if prefers_csv(joined(accept)):
-        return Response(_csv(points, record.job), media_type=CSV)  # type: ignore[return-value]
-    return points
-
-
-def _outcome(job: Job) -> Outcome:
-    if job.phase is not Phase.COMPLETED:
-        raise HTTPException(HTTPStatus.CONFLICT, f"this job is {job.phase}, not completed")
-    return job.result.result()
-
-
-def _csv(points: list[TrajectoryPoint], job: Job) -> str:
-    """One line a step, sample and component."""
-    names, candidates = leaf_names(leaves(job.expression)), job.params.candidates
-    buffer = io.StringIO()
-    writer = csv.writer(buffer)
-    writer.writerow(_COLUMNS)
-    for point in points:
-        # After the last step one particle of each candidate is left.
-        particles = len(point.weight) // (job.params.num_images * candidates)
-        for sample, (weights, densities) in enumerate(zip(point.weight, point.log_density, strict=True)):
-            group, particle = divmod(sample, particles)
-            size = None if point.effective_sample_size is None else point.effective_sample_size[group]
-            place = [point.step, point.sigma, *divmod(group, candidates), particle]
-            writer.writerows(
-                [*place, name, weight, density, size]
-                for name, weight, density in zip(names, weights, densities, strict=True)
-            )
-    return buffer.getvalue()

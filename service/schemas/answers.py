@@ -11,7 +11,13 @@ from service.engine.job import Phase
 class NodeDensity(BaseModel):
     """The log-density of a picture under an operator of the expression."""
 
-    log_density: Annotated[float, Field(description="In nats, at the models' smallest noise level: the mean.")]
+    log_density: Annotated[
+        float,
+        Field(
+            description="In nats, at the models' smallest noise level: the mean over the draws. An operator's is "
+            "computed from its terms draw by draw, then averaged."
+        ),
+    ]
     standard_error: Annotated[float | None, Field(description="Of that mean, over the draws; null for a single one.")]
 
 
@@ -23,9 +29,22 @@ class Explanation(NodeDensity):
     ]
 
 
+class Timings(BaseModel):
+    """Where the time went."""
+
+    queued_ms: float
+    run_ms: float
+    steps: Annotated[int, Field(description="Network calls, one after another.")]
+
+
 class DensityResponse(BaseModel):
     """A picture explained."""
 
+    object: Literal["density"] = "density"
+    id: str
+    status: Literal["completed"] = "completed"
+    created: Annotated[int, Field(description="Unix time in seconds.")]
+    models: list[str]
     components: Annotated[list[str], Field(description="The components' names below, in order.")]
     seed: int
     draws: int
@@ -36,6 +55,7 @@ class DensityResponse(BaseModel):
         dict[str, NodeDensity],
         Field(description="Operator, by its text form → its log-density; a balanced AND has none."),
     ]
+    timings: Timings
 
 
 class LiftMap(BaseModel):
@@ -63,8 +83,19 @@ class Picture(BaseModel):
         dict[str, float | None],
         Field(description="Operator, by its text form → its log-density in nats; a balanced AND has none."),
     ]
+    kappa: Annotated[
+        dict[str, float | None],
+        Field(
+            description="Component → mean κ over the steps, its share of the mix of scores; null where none was taken."
+        ),
+    ]
     weight: Annotated[
-        dict[str, float | None], Field(description="Component → mean κ over the steps; null where none was taken.")
+        dict[str, float | None],
+        Field(
+            description="Deprecated, gone in the next release: use kappa, which it equals. In a request a weight means "
+            "something else, the number that an operator gives to a term.",
+            json_schema_extra={"deprecated": True},
+        ),
     ]
     lift: Annotated[
         dict[str, float | None],
@@ -98,24 +129,24 @@ class TrajectoryPoint(BaseModel):
     step: int
     sigma: Annotated[float, Field(description="The noise level reached.")]
     log_density: Annotated[list[list[float | None]], Field(description="In nats; null where no step adds noise.")]
-    weight: list[list[float]]
+    kappa: Annotated[list[list[float]], Field(description="The components' shares of the mix of scores.")]
+    weight: Annotated[
+        list[list[float]],
+        Field(
+            description="Deprecated, gone in the next release: use kappa, which it equals.",
+            json_schema_extra={"deprecated": True},
+        ),
+    ]
     effective_sample_size: Annotated[
         list[float] | None,
         Field(description="Of each candidate's particles, before they are resampled; null without particles."),
     ] = None
 
 
-class Timings(BaseModel):
-    """Where the time went."""
-
-    queued_ms: float
-    run_ms: float
-    steps: Annotated[int, Field(description="Network calls, one after another.")]
-
-
 class SuperposeResponse(BaseModel):
     """The answer to a composition."""
 
+    object: Literal["superposition"] = "superposition"
     id: str
     status: Literal["completed"] = "completed"
     created: Annotated[int, Field(description="Unix time in seconds.")]
@@ -130,6 +161,8 @@ class SuperposeResponse(BaseModel):
 class JobInfo(BaseModel):
     """A job as it stands."""
 
+    object: Literal["job"] = "job"
+    kind: Annotated[Literal["superposition", "density"], Field(description="What it gives: its result's `object`.")]
     id: str
     status: Phase
     created: Annotated[int, Field(description="Unix time in seconds.")]
@@ -141,7 +174,7 @@ class JobInfo(BaseModel):
     queue_position: Annotated[int | None, Field(description="Jobs that will start before it; null once it runs.")]
     error: Annotated[str | None, Field(description="Why it failed.")] = None
     result: Annotated[
-        SuperposeResponse | None,
+        Annotated[SuperposeResponse | DensityResponse, Field(discriminator="object")] | None,
         Field(description="Of one completed job, not in lists: pictures by url, the trajectory at its own address."),
     ] = None
 
@@ -156,6 +189,7 @@ class JobList(BaseModel):
 class QueuedEvent(BaseModel):
     """Where a job waits."""
 
+    id: Annotated[str, Field(description="The job's.")]
     position: Annotated[int, Field(description="Jobs that will start before it.")]
 
 

@@ -109,6 +109,16 @@ class Asking(BaseModel):
         """The picture that comes with the request."""
         raise NotImplementedError
 
+    @property
+    def pictured(self) -> ImageFormat | None:
+        """The format of the pictures that the answer holds; None where it holds none."""
+        return None
+
+    @property
+    def by_url(self) -> bool:
+        """Whether the answer holds the pictures' addresses instead of the pictures."""
+        return False
+
     def ask(self, caller: str, timeout_s: float) -> Ask:
         """What the engine is asked for besides the sample; ``timeout_s`` holds where the request names no time."""
         return Ask(caller, self.priority, timeout_s if self.timeout_s is None else self.timeout_s)
@@ -208,6 +218,16 @@ class Drawing(Asking):
     preview_every: Annotated[
         Whole, Field(ge=0, le=MAX_STEPS, description="Every how many steps listeners get a preview; 0 for never.")
     ] = 0
+
+    @property
+    def pictured(self) -> ImageFormat:
+        """The format of the pictures that the answer holds."""
+        return self.output_format
+
+    @property
+    def by_url(self) -> bool:
+        """Whether the answer holds the pictures' addresses instead of the pictures."""
+        return self.response_format == "url"
 
     def ask(self, caller: str, timeout_s: float) -> Ask:
         """What the engine is asked for besides the sample; ``timeout_s`` holds where the request names no time."""

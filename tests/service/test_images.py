@@ -14,7 +14,7 @@ from pipelines.catalog import Catalog
 from pipelines.entry import Entry
 from pipelines.errors import InvalidInputError
 from pipelines.residency import MemoryPolicy
-from service.api.density import explain
+from service.api.explanations import explain
 from service.app import create_app
 from service.pictures import decode_picture
 from service.settings import Settings

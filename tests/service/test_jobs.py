@@ -67,7 +67,7 @@ def test_an_asynchronous_request_answers_at_once_and_lives_on(client):
     trajectory = client.get(f"{path}/trajectory").json()
     assert [point["step"] for point in trajectory] == [1, 2, 3, 4]
     table = client.get(f"{path}/trajectory", headers={"Accept": "text/csv"}).text.splitlines()
-    columns = "step,sigma,image,candidate,particle,component,weight,log_density,effective_sample_size"
+    columns = "step,sigma,image,candidate,particle,component,weight,log_density,effective_sample_size,kappa"
     assert table[0] == columns
     assert len(table) == 1 + 4 * 2 * 2
 

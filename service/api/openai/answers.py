@@ -3,9 +3,9 @@
 import base64
 from collections.abc import Callable
 
-from service.api.openai.schemas import ImagesResponse, Picture, Usage
+from service.api.openai.schemas import GeneratedImage, ImagesResponse, Usage
 from service.engine.job import Job, Outcome
-from service.pictures import encode_pictures
+from service.files import encoded
 from service.registry import Record
 
 
@@ -18,10 +18,10 @@ def answer(record: Record, outcome: Outcome, address: Callable[[int], str]) -> s
         address: The index of a picture → where to fetch it.
     """
     if record.by_url:
-        data = [Picture(url=address(i)) for i in range(len(outcome.pictures))]
+        data = [GeneratedImage(url=address(i)) for i in range(len(outcome.pictures))]
     else:
-        encoded = encode_pictures(outcome.pictures, record.image_format, record.quality)
-        data = [Picture(b64_json=base64.b64encode(picture).decode()) for picture in encoded]
+        files = encoded(record, outcome, record.image_format)
+        data = [GeneratedImage(b64_json=base64.b64encode(file).decode()) for file in files]
     told = ImagesResponse(
         created=int(record.job.created),
         data=data,

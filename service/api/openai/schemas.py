@@ -119,7 +119,7 @@ class Usage(BaseModel):
     total_tokens: int
 
 
-class Picture(BaseModel):
+class GeneratedImage(BaseModel):
     """One picture: inside the answer, or where to fetch it."""
 
     b64_json: str | None = None
@@ -139,7 +139,7 @@ class ImagesResponse(Look):
     """The answer to a completed request."""
 
     created: int
-    data: list[Picture]
+    data: list[GeneratedImage]
     usage: Usage
 
 

@@ -16,6 +16,7 @@ from service.api.openai.errors import error_of
 from service.api.openai.schemas import Completed, PartialImage
 from service.engine.job import Outcome, Preview
 from service.faults import fault_of
+from service.files import encoded
 from service.pictures import encode_picture
 from service.registry import Record
 
@@ -39,11 +40,12 @@ async def events(record: Record, kind: Kind) -> AsyncIterator[ServerSentEvent]:
                 )
                 partial += 1
                 yield ServerSentEvent(told.model_dump_json(), event=told.type)
-            case Outcome(pictures=pictures):
+            case Outcome(pictures=pictures) as outcome:
+                (file,) = await asyncio.to_thread(encoded, record, outcome, record.image_format)
                 whole = Completed(
                     type=f"{kind}.completed",
                     created_at=int(time.time()),
-                    b64_json=await _encoded(pictures, record),
+                    b64_json=base64.b64encode(file).decode(),
                     size=size_of(pictures.shape),
                     output_format=record.image_format,
                     usage=usage(record.job),

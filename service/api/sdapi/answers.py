@@ -13,8 +13,10 @@ from pydantic import BaseModel
 from pipelines.params import image_seed
 from service.api.sdapi.schemas import Processing
 from service.engine.job import Job, Outcome
+from service.files import told
 from service.infotext import VERSION, infotext
 from service.pictures import ImageFormat, encode_picture
+from service.registry import Record
 
 PARAMETERS: Final = "parameters"
 """The keyword under which a PNG tells what it was made of."""
@@ -29,20 +31,28 @@ class ImagesResponse(BaseModel):
     info: str
 
 
-def answer(job: Job, body: Processing, outcome: Outcome | None, finish: Finish | None = None) -> str:
+def answer(record: Record, body: Processing, outcome: Outcome | None, finish: Finish | None = None) -> str:
     """The whole answer, as JSON. It may be large: not for the event loop's thread.
 
     Args:
-        job: The job.
+        record: The job.
         body: Its request.
         outcome: What it came to; None where it was interrupted: then there are no pictures.
         finish: What a picture goes through last, if anything.
     """
+    job = record.job
     drawn = [] if outcome is None else [finish(pixels) if finish else pixels for pixels in outcome.pictures]
     texts = [infotext(job.plan, image_seed(job.params.seed, i)) for i in range(len(drawn))]
     images = [
-        base64.b64encode(encode_picture(pixels, ImageFormat.PNG, {PARAMETERS: text})).decode()
-        for pixels, text in zip(drawn if body.send_images else [], texts, strict=False)
+        # What is pasted into another picture is not what the request alone draws.
+        base64.b64encode(
+            encode_picture(
+                pixels,
+                ImageFormat.PNG,
+                {PARAMETERS: text} | ({} if finish else told(record, i, pixels.shape[1::-1])),
+            )
+        ).decode()
+        for i, (pixels, text) in enumerate(zip(drawn if body.send_images else [], texts, strict=False))
     ]
     size = drawn[0].shape[1::-1] if drawn else (job.plan.width, job.plan.height)
     info = _info(job, body, texts, size, interrupted=outcome is None)

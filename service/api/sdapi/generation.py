@@ -55,5 +55,5 @@ async def _generate(
             return abandoned()
     except CancelledJobError:
         outcome = None
-    told = await asyncio.to_thread(answer, job, body, outcome, finish)
+    told = await asyncio.to_thread(answer, record, body, outcome, finish)
     return Response(told, media_type="application/json", headers={"X-Superdiff-Id": job.id})

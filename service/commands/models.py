@@ -3,23 +3,31 @@
 import json
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipelines.card import Card
-from pipelines.catalog import Catalog
-from pipelines.entry import Entry, cannot_be_source
 from pipelines.errors import CatalogError, PipelineError
-from service.cli_common import (
+from service.commands.common import (
     DEFAULT_CATALOG,
     CatalogOption,
     DeviceOption,
+    Exit,
+    JsonOption,
+    KeyOption,
+    UrlOption,
     catalog_path,
     open_catalog,
+    print_json,
     read_settings,
     told,
 )
+from service.commands.output import write_whole
+from service.commands.remote import RemoteSession
+
+if TYPE_CHECKING:
+    from pipelines.card import Card
+    from pipelines.catalog import Catalog
 
 models_app = typer.Typer(help="The catalogue: list it, check it, add to it.", invoke_without_command=True)
 
@@ -33,27 +41,62 @@ def models(context: typer.Context, catalog: CatalogOption = None) -> None:
 
 
 @models_app.command("list")
-def list_models(context: typer.Context, catalog: CatalogOption = None) -> None:
-    """Say what stands in the catalogue; nothing is loaded."""
+def list_models(
+    context: typer.Context,
+    catalog: CatalogOption = None,
+    url: UrlOption = None,
+    key: KeyOption = None,
+    *,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what stands in the catalogue, or which models a service has; nothing is loaded."""
     with told():
+        if url is not None:
+            with RemoteSession(url, key) as session:
+                answer = session.get("/v1/models")
+            if as_json:
+                print_json(answer)
+            else:
+                for model in answer["data"]:
+                    loaded = "loaded" if model["loaded"] else "not loaded"
+                    typer.echo(f"{model['id']}: {model['family'] or 'family unknown'}, {model['dtype']}, {loaded}")
+            return
         held = open_catalog(catalog or context.obj, None)
-        for name in held.names:
-            entry = held.entry(name)
-            source = f"hub:{entry.hub}" if entry.hub else entry.source
-            worn = f", LoRAs {', '.join(entry.loras)}" if entry.loras else ""
-            typer.echo(f"{name}: {source}, {entry.family or 'family as its folder says'}, {held.dtype(name)}{worn}")
+        found = [_listed(held, name) for name in held.names]
+    if as_json:
+        print_json(found)
+        return
+    for model in found:
+        worn = f", LoRAs {', '.join(model['loras'])}" if model["loras"] else ""
+        family = model["family"] or "family as its folder says"
+        typer.echo(f"{model['name']}: {model['source']}, {family}, {model['dtype']}{worn}")
 
 
 @models_app.command("check")
-def check_models(context: typer.Context, catalog: CatalogOption = None, device: DeviceOption = None) -> None:
-    """Load every model and describe it, and say which compose; exit with 1 where one cannot be loaded."""
+def check_models(
+    context: typer.Context, catalog: CatalogOption = None, device: DeviceOption = None, *, as_json: JsonOption = False
+) -> None:
+    """Load every model and describe it, and say which compose; exit with 2 where one cannot be loaded."""
     with told():
         held = open_catalog(catalog or context.obj, device)
-        cards = {name: card for name in held.names if (card := _checked(held, name)) is not None}
-    for space in dict.fromkeys(card.space for card in cards.values()):
-        typer.echo(f"compose with one another: {', '.join(n for n, card in cards.items() if card.space == space)}")
+        cards: dict[str, Card] = {}
+        for name in held.names:
+            card = _loaded(held, name)
+            if card is not None:
+                cards[name] = card
+                if not as_json:
+                    _describe(name, card)
+    groups = [
+        [name for name, card in cards.items() if card.space == space]
+        for space in dict.fromkeys(card.space for card in cards.values())
+    ]
+    if as_json:
+        print_json({"models": {name: _facts(card) for name, card in cards.items()}, "compose": groups})
+    else:
+        for group in groups:
+            typer.echo(f"compose with one another: {', '.join(group)}")
     if len(cards) < len(held.names):
-        raise typer.Exit(1)
+        raise typer.Exit(Exit.WRONG)
 
 
 @models_app.command("add")
@@ -65,14 +108,18 @@ def add_model(
     dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16.")] = None,
     revision: Annotated[str | None, typer.Option(help="Of a hub source.")] = None,
     catalog: CatalogOption = None,
+    *,
+    as_json: JsonOption = False,
 ) -> None:
     """Write a model into the catalogue file, ./superdiff.toml where none is named; it is not loaded yet."""
     given = {"source": source, "family": family, "dtype": dtype, "revision": revision}
     table = {key: value for key, value in given.items() if value is not None}
     with told():
+        from pipelines.entry import Entry, cannot_be_source
+
         path = catalog_path(catalog or context.obj, read_settings()) or DEFAULT_CATALOG
         entry = Entry.parse(name, table, path.parent)
-        if entry.source.is_file() and (reason := cannot_be_source(entry.source)):
+        if not entry.hub and (reason := cannot_be_source(entry.source)):
             raise CatalogError(f"models.{name}.source: {source}: {reason}")
         try:
             written = path.read_text() if path.exists() else ""
@@ -82,26 +129,59 @@ def add_model(
             text = written + ("\n" if written else "") + "\n".join(lines) + "\n"
             # What stands there may not take a table of its own more: models = {…} on one line does not.
             _models_of(text, path)
-            path.write_text(text)
+            write_whole(path, text.encode())
         except OSError as error:
             raise CatalogError(f"{path}: cannot be written: {error.strerror}") from error
+    if as_json:
+        print_json({"file": str(path), "name": name, **table})
+        return
     typer.echo(f"{path}: added {name}; superdiff models check --catalog {path} tries it")
 
 
-def _checked(held: Catalog, name: str) -> Card | None:
-    """The card of a model that can be loaded, told; of one that cannot, why."""
+def _listed(held: "Catalog", name: str) -> dict[str, Any]:
+    """What the catalogue says of a model."""
+    entry = held.entry(name)
+    source = f"hub:{entry.hub}" if entry.hub else str(entry.source)
+    return {
+        "name": name,
+        "source": source,
+        "family": entry.family,
+        "dtype": held.dtype(name),
+        "loras": list(entry.loras),
+    }
+
+
+def _loaded(held: "Catalog", name: str) -> "Card | None":
+    """The card of a model that can be loaded; of one that cannot, it is told why."""
     try:
-        card = held.get(name).card
+        return held.get(name).card
     except PipelineError as error:
         typer.secho(f"{error}", fg="red", err=True)
         return None
+
+
+def _facts(card: "Card") -> dict[str, Any]:
+    """A card for machines."""
+    return {
+        "parameters": card.parameters,
+        "memory_bytes": card.memory,
+        "width": card.width,
+        "height": card.height,
+        "space": str(card.space),
+        "sigma_min": card.sigma_min,
+        "sigma_max": card.sigma_max,
+        "calibrated": card.calibrated,
+        "loras": list(card.adapters),
+    }
+
+
+def _describe(name: str, card: "Card") -> None:
     curve = "measured" if card.calibrated else "Gaussian fallback"
     worn = f", LoRAs {', '.join(card.adapters)}" if card.adapters else ""
     typer.echo(
         f"{name}: {card.parameters / 1e6:.1f} M parameters, {card.memory / 2**20:.0f} MiB, {card.width}×{card.height}, "
         f"{card.space}, σ {card.sigma_min:.3g}–{card.sigma_max:.3g}, denoising error: {curve}{worn}"
     )
-    return card
 
 
 def _quoted(text: str) -> str:

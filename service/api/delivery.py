@@ -1,0 +1,124 @@
+"""How native requests are answered, whatever they ask for: at once, as events, as a picture, or as JSON."""
+
+import asyncio
+import json
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Annotated, Final
+
+from fastapi import Depends, Header, Request, Response
+from fastapi.responses import JSONResponse
+from sse_starlette import EventSourceResponse
+from starlette.exceptions import HTTPException
+
+from service.api.accept import EVENT_STREAM, JSON, asynchronous, joined, preferred
+from service.api.answers import answer, drawn, events, job_info, job_path
+from service.api.claims import IdempotencyKey, claimed
+from service.api.waiting import abandoned, await_outcome, until_left
+from service.engine.job import Outcome
+from service.files import encoded
+from service.orders import accept
+from service.pictures import ImageFormat
+from service.registry import Record
+from service.schemas.requests import Asking, Drawing
+from service.services import Services
+
+STATUSES: Final = (400, 404, 406, 409, 413, 415, 422, 429, 500, 503, 504)
+"""The faults of a request that makes a job."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """How a client wants its answer.
+
+    Attributes:
+        accept: The Accept header, its lines as one.
+        at_once: Whether it wants the job's address, not the outcome.
+        key: Its Idempotency-Key.
+    """
+
+    accept: str | None
+    at_once: bool
+    key: str | None
+
+
+def wishes(
+    accept: Annotated[
+        list[str] | None,
+        Header(
+            description="application/json, text/event-stream, or, for a picture, image/png, image/jpeg or image/webp."
+        ),
+    ] = None,
+    prefer: Annotated[
+        list[str] | None, Header(description="respond-async for 202 at once and the job's Location.")
+    ] = None,
+    idempotency_key: IdempotencyKey = None,
+) -> Wishes:
+    """Read the headers."""
+    return Wishes(joined(accept), asynchronous(joined(prefer)), idempotency_key)
+
+
+WishesDep = Annotated[Wishes, Depends(wishes)]
+
+
+async def deliver(body: Asking, request: Request, services: Services, caller: str, wanted: Wishes) -> Response:
+    """Queue a request, or find the job that its key stands for, and answer as the client wishes."""
+    form = _form(body, wanted)
+
+    async def take_in() -> Record:
+        order = await asyncio.to_thread(body.order, services.catalog.names, caller, services.settings.max_timeout_s)
+        return await accept(order, services, body.pictured or ImageFormat.PNG, by_url=body.by_url)
+
+    def asked() -> str:
+        return f"{request.url.path} {body.model_dump_json()}"
+
+    record = await claimed(wanted.key, asked, caller, services, take_in)
+    response = await _respond(record, request, services, wanted, form)
+    response.headers["X-Superdiff-Id"] = record.job.id
+    response.headers["Location"] = job_path(record.job)
+    return response
+
+
+def _form(body: Asking, wanted: Wishes) -> str:
+    """JSON, EVENT_STREAM or an :class:`ImageFormat`; 406 where the answer cannot be had so."""
+    form = preferred(wanted.accept, body.pictured)
+    if isinstance(form, ImageFormat) and isinstance(body, Drawing) and body.num_images != 1 and not wanted.at_once:
+        detail = f"{form.media_type} carries one picture, but num_images is {body.num_images}; accept application/json"
+        raise HTTPException(HTTPStatus.NOT_ACCEPTABLE, detail)
+    return form
+
+
+async def _respond(record: Record, request: Request, services: Services, wanted: Wishes, form: str) -> Response:
+    """In the way that the client prefers."""
+    job = record.job
+    if wanted.at_once:
+        info = job_info(record, services.engine.positions())
+        headers = {"Preference-Applied": "respond-async"}
+        return JSONResponse(info.model_dump(mode="json"), HTTPStatus.ACCEPTED, headers)
+    # Whoever sends a key means to come back if the connection breaks, perhaps over another one already.
+    leaving = None if wanted.key else services.engine
+    if form == EVENT_STREAM:
+        stream = until_left(events(record), job, leaving)
+        return EventSourceResponse(stream, shutdown_grace_period=services.settings.stream_grace_s)
+    outcome = await await_outcome(job, request, leaving)
+    if outcome is None:
+        return abandoned()
+    if isinstance(form, ImageFormat):
+        return await _picture(record, outcome, form)
+    return Response(await asyncio.to_thread(answer, record, outcome), media_type=JSON)
+
+
+async def _picture(record: Record, outcome: Outcome, form: ImageFormat) -> Response:
+    """The only picture, with what there is to say of it in headers."""
+    (data,) = await asyncio.to_thread(encoded, record, outcome, form)
+    (picture,) = drawn(record, outcome).images
+    # In the order of the request's components: prompts may be too long for a header.
+    kappa = json.dumps(list(picture.kappa.values()))
+    headers = {
+        "X-Superdiff-Seed": str(picture.seed),
+        "X-Superdiff-Log-Density": json.dumps(list(picture.log_density.values())),
+        "X-Superdiff-Kappa": kappa,
+        "X-Superdiff-Weight": kappa,
+        "X-Superdiff-Lift": json.dumps(list(picture.lift.values())),
+    }
+    return Response(data, media_type=form.media_type, headers=headers)

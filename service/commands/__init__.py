@@ -1,0 +1,1 @@
+"""The commands of ``superdiff``, one file each; light to import, so that none waits for what another one needs."""

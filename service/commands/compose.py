@@ -1,0 +1,153 @@
+"""``superdiff compose``: pictures of an expression, by a service or here."""
+
+import base64
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+
+from service.commands.common import (
+    CatalogOption,
+    CommandError,
+    DeviceOption,
+    JsonOption,
+    KeyOption,
+    UrlOption,
+    told,
+)
+from service.commands.follow import answer_of
+from service.commands.output import target_of, write_whole
+from service.commands.pictures import write_answer
+from service.commands.session import opened
+
+_PATH: Final = "/v1/superpose"
+
+
+def compose(
+    expression: Annotated[
+        str,
+        typer.Argument(
+            metavar="EXPRESSION",
+            help='What to compose, as one argument: \'"a red circle" AND ("a blue star" OR fox) NOT "a black shape"\'. '
+            "docs/expressions.md describes it.",
+        ),
+    ],
+    out: Annotated[
+        str,
+        typer.Option(
+            "--out", "-o", help="Where the picture goes, or a folder; several get numbers, in a folder a contact sheet."
+        ),
+    ] = "composed.png",
+    steps: Annotated[int | None, typer.Option(help="Network calls; the model's default where absent.")] = None,
+    guidance_scale: Annotated[
+        float | None,
+        typer.Option(
+            "--guidance-scale",
+            "--guidance",
+            help="1 for none; where absent the model's default, times the prompts that must hold together.",
+        ),
+    ] = None,
+    guidance_start: Annotated[
+        float | None,
+        typer.Option(help="Share of the steps that are first taken without guidance; the operator's where absent."),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Drawn where absent.")] = None,
+    num_images: Annotated[int, typer.Option("--num-images", "--images", "-n", help="How many.", min=1)] = 1,
+    candidates: Annotated[
+        int | None, typer.Option(help="Pictures that are drawn for each one that is written: the best.")
+    ] = None,
+    select: Annotated[
+        str | None, typer.Option(help="What candidates are chosen by: lift at no cost, density on fresh noise.")
+    ] = None,
+    particles: Annotated[
+        int | None, typer.Option(help="Samples for each candidate, reweighted to follow the expression's density.")
+    ] = None,
+    kernel: Annotated[str | None, typer.Option(help="Transition kernel; the model's default where absent.")] = None,
+    negative_prompt: Annotated[
+        str | None, typer.Option("--negative-prompt", "--negative", help="What guidance leads away from.")
+    ] = None,
+    width: Annotated[int | None, typer.Option(help="Pixels; the image's, else the model's, where absent.")] = None,
+    height: Annotated[int | None, typer.Option(help="Likewise.")] = None,
+    image: Annotated[Path | None, typer.Option(help="A picture to begin from.")] = None,
+    mask: Annotated[
+        Path | None, typer.Option(help="Of the image's size: white where it is painted anew, black where it is kept.")
+    ] = None,
+    strength: Annotated[
+        float | None, typer.Option(help="How much of the image is sampled anew: 0 gives it back, 1 keeps nothing.")
+    ] = None,
+    fit: Annotated[str | None, typer.Option(help="How the image comes to the size: crop, pad or stretch.")] = None,
+    mask_feather: Annotated[
+        float | None, typer.Option(help="Pixels inside of the mask's border over which painting blends in.")
+    ] = None,
+    output_format: Annotated[
+        str | None, typer.Option(help="png, jpeg or webp; as the file's ending says, png in a folder.")
+    ] = None,
+    preview_every: Annotated[
+        int | None, typer.Option(help="Every how many steps previews are written beside the pictures.")
+    ] = None,
+    priority: Annotated[int | None, typer.Option(help="0 to 9; higher runs earlier.")] = None,
+    timeout_s: Annotated[float | None, typer.Option(help="Seconds after which the answer is worthless.")] = None,
+    *,
+    include_trajectory: Annotated[
+        bool, typer.Option("--include-trajectory", help="Write κ and log-densities of every step.")
+    ] = False,
+    include_lift_maps: Annotated[
+        bool, typer.Option("--include-lift-maps", help="Write where in the pictures each component is explained.")
+    ] = False,
+    url: UrlOption = None,
+    key: KeyOption = None,
+    catalog: CatalogOption = None,
+    device: DeviceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compose pictures: here, or by a service with --url. Ctrl-C cancels the job."""
+    with told():
+        target = target_of(out, num_images, output_format)
+        given: dict[str, Any] = {
+            "steps": steps,
+            "guidance_scale": guidance_scale,
+            "guidance_start": guidance_start,
+            "seed": seed,
+            "num_images": num_images,
+            "candidates": candidates,
+            "select": select,
+            "particles": particles,
+            "kernel": kernel,
+            "negative_prompt": negative_prompt,
+            "width": width,
+            "height": height,
+            "image": None if image is None else encoded_file(image, "--image"),
+            "mask": None if mask is None else encoded_file(mask, "--mask"),
+            "strength": strength,
+            "fit": fit,
+            "mask_feather": mask_feather,
+            "output_format": target.format,
+            "preview_every": preview_every,
+            "priority": priority,
+            "timeout_s": timeout_s,
+            "include_trajectory": include_trajectory or None,
+            "include_lift_maps": include_lift_maps or None,
+        }
+        body = {"expression": expression} | {name: value for name, value in given.items() if value is not None}
+
+        def preview(data: Any) -> None:
+            for i, picture in enumerate(data["images"]):
+                write_whole(target.picture(i, "-preview", ".jpg"), base64.b64decode(picture))
+
+        with opened(url, key, catalog, device) as session:
+            answer = answer_of(session, _PATH, body, preview)
+        try:
+            write_answer(answer, target, as_json=as_json, asked=body)
+        except CommandError as error:
+            if url is None:
+                raise
+            again = f"superdiff jobs fetch {answer['id']} --url {url} -o ELSEWHERE"
+            raise CommandError(f"{error}; for a while the service still has it all: {again}", error.code) from error
+
+
+def encoded_file(path: Path, option: str) -> str:
+    """A picture's file as the wire has it."""
+    try:
+        return base64.b64encode(path.read_bytes()).decode()
+    except OSError as error:
+        raise CommandError(f"{option} {path}: cannot be read: {error.strerror}") from error
