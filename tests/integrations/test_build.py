@@ -1,7 +1,9 @@
 """What users install: the two zips."""
 
+import ast
 import configparser
 import re
+import sys
 import tomllib
 from pathlib import Path
 from zipfile import ZipFile
@@ -62,3 +64,30 @@ def test_comfyui_s_registry_finds_what_it_needs(zips):
 def test_nothing_of_it_is_installed_with_the_service():
     setup = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     assert setup["packages"]["find"]["include"] == ["evaluation*", "pipelines*", "service*"]
+
+
+PLAIN = [
+    "client.py",
+    *(f"krita/superdiff_krita/{name}.py" for name in ("asking", "geometry", "pixels", "png")),
+]
+
+
+def foreign(path):
+    """What a file imports by an absolute name."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            yield node.module.split(".")[0]
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_the_plain_parts_need_the_standard_library_alone(name):
+    assert set(foreign(ROOT / "integrations" / name)) <= sys.stdlib_module_names
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "integrations").rglob("*.py")), ids=lambda path: path.name)
+def test_an_integration_knows_its_host_and_no_more(path):
+    """Whatever the service is made of, it is known by its HTTP API only."""
+    hosts = {"krita", "PyQt5"} if "krita" in path.parts else {"comfy", "numpy", "PIL", "torch"}
+    assert set(foreign(path)) <= sys.stdlib_module_names | hosts

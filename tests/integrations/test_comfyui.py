@@ -5,6 +5,7 @@ import importlib.util
 import inspect
 import io
 import json
+import shutil
 import sys
 import types
 from zipfile import ZipFile
@@ -224,7 +225,7 @@ class InterruptProcessingException(Exception):  # noqa: N818
     """ComfyUI's own has this name."""
 
 
-def test_comfyui_s_cancel_cancels_on_the_server_and_its_bar_moves(folder, service, monkeypatch):
+def test_comfyui_s_cancel_cancels_on_the_server_and_its_bar_moves(folder, service, monkeypatch, tmp_path):
     """With the two functions of ComfyUI that the pack uses; ComfyUI itself is not here."""
     moves = []
 
@@ -245,7 +246,7 @@ def test_comfyui_s_cancel_cancels_on_the_server_and_its_bar_moves(folder, servic
     for module in (comfy, management, utils):
         monkeypatch.setitem(sys.modules, module.__name__, module)
     with pytest.raises(InterruptProcessingException):
-        execute(load(folder), "SuperdiffCompose", url=service.url, steps=999)
+        execute(load(shutil.copytree(folder, tmp_path / "superdiff")), "SuperdiffCompose", url=service.url, steps=999)
     assert moves[-1][1] == 999
     jobs = httpx.get(f"{service.url}/v1/jobs").json()["data"]
     assert [job["status"] for job in jobs if job["steps"] == 999] == ["cancelled"]
