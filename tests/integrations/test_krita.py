@@ -42,8 +42,10 @@ def rectangle(size, x, y, width, height, value=255):
     return mask
 
 
-def case(name, size=(64, 48), mask=None, depth="U8", cancel=False, **fields):
-    return {"name": name, "canvas": size, "mask": mask, "depth": depth, "cancel": cancel, "fields": FIELDS | fields}
+def case(name, size=(64, 48), mask=None, depth="U8", cancel=False, close=False, **fields):
+    return {"name": name, "canvas": size, "mask": mask, "depth": depth, "cancel": cancel, "close": close} | {
+        "fields": FIELDS | fields
+    }
 
 
 WIDE = (160, 120)
@@ -57,6 +59,7 @@ CASES = [
     case("sixteen bits", (64, 64), rectangle((64, 64), 8, 8, 24, 24), depth="U16"),
     case("wrong text", expression="a AND (b OR"),
     case("cancelled", cancel=True, steps=1000),
+    case("closed", close=True, steps=60),
     case("nobody there", url="http://127.0.0.1:9"),
     case("no address", url="127.0.0.1:8000"),
 ]
@@ -261,6 +264,10 @@ def test_cancel_cancels_on_the_server(told, service):
     assert len(told["cancelled"]["layers"]) == 1
     jobs = httpx.get(f"{service.url}/v1/jobs").json()["data"]
     assert [job["status"] for job in jobs if job["steps"] == 1000] == ["cancelled"]
+
+
+def test_a_document_that_was_closed_meanwhile_gets_no_picture(told):
+    assert told["closed"]["status"] == "The document was closed; the picture is lost."
 
 
 @pytest.mark.parametrize(

@@ -88,10 +88,16 @@ def play(case):
             told["said"].append(status.text())
         if case["cancel"] and status.text().startswith("Step") and button.isEnabled():
             button.click()
+        if case["close"] and document is not None and status.text().startswith("Step"):
+            document.setModified(False)
+            document.close()
+            document = None
         if button.text() == "Draw":
             told["ticks"] = tick
             break
     told["status"] = status.text()
+    if document is None:
+        return told
     document.setModified(False)
     return {**told, **seen(document)}
 
