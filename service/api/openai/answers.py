@@ -3,7 +3,7 @@
 import base64
 from collections.abc import Callable
 
-from service.api.openai.schemas import GeneratedImage, ImagesResponse, Usage
+from service.api.openai.schemas import GeneratedImage, GeneratedImages, Usage
 from service.engine.job import Job, Outcome
 from service.files import encoded
 from service.registry import Record
@@ -22,7 +22,7 @@ def answer(record: Record, outcome: Outcome, address: Callable[[int], str]) -> s
     else:
         files = encoded(record, outcome, record.image_format)
         data = [GeneratedImage(b64_json=base64.b64encode(file).decode()) for file in files]
-    told = ImagesResponse(
+    told = GeneratedImages(
         created=int(record.job.created),
         data=data,
         size=size_of(outcome.pictures.shape),

@@ -14,7 +14,7 @@ from service.api.caller import CallerDep
 from service.api.claims import IdempotencyKey, claimed
 from service.api.openai.answers import answer
 from service.api.openai.form import Files, published_form, read_form
-from service.api.openai.schemas import ErrorResponse, ImageRequest, ImagesResponse
+from service.api.openai.schemas import ErrorResponse, ImageRequest, GeneratedImages
 from service.api.openai.streams import Kind, events
 from service.api.openai.translation import body_of, in_own_words, order_of
 from service.api.waiting import abandoned, await_outcome, until_left
@@ -25,7 +25,7 @@ from service.services import Services, ServicesDep
 router = APIRouter(prefix="/v1/images", tags=["openai"])
 
 _ANSWERS: Final[dict[int | str, dict[str, Any]]] = {
-    200: {"model": ImagesResponse, "content": {EVENT_STREAM: {}}},
+    200: {"model": GeneratedImages, "content": {EVENT_STREAM: {}}},
     **{status: {"model": ErrorResponse} for status in (400, 404, 409, 413, 415, 422, 429, 500, 503, 504)},
 }
 # What a request asks for besides its native body.

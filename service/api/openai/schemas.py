@@ -135,7 +135,7 @@ class Look(BaseModel):
     background: Literal["opaque"] = "opaque"
 
 
-class ImagesResponse(Look):
+class GeneratedImages(Look):
     """The answer to a completed request."""
 
     created: int
