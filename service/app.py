@@ -22,6 +22,7 @@ from service.idempotency import IdempotencyKeys
 from service.registry import Registry
 from service.services import Services
 from service.settings import Settings
+from service.web import page
 
 _LOG: Final = logging.getLogger(__name__)
 _FORGET_EVERY_S: Final = 10.0
@@ -68,6 +69,7 @@ def create_app(
     faults.install(app, problem.render, {})
     for router in (superpose.router, density.router, jobs.router, models.router, health.router):
         app.include_router(router)
+    page.mount(app)
     return app
 
 
