@@ -6,17 +6,19 @@ import { mark, unmark } from "./faults.js";
 const LONGEST_SIDE = 2048;
 const UNDO_BYTES = 64 * 2 ** 20;
 const SMALL = 160;
+/** The service's own strengths (`strength` of /v1/superpose), shown until the user chooses. */
+const STRENGTH = { alone: 0.75, masked: 1 };
 
 export class Editor {
-  /** @param {() => void} changed Called when a picture comes or goes, or the mask changes. */
-  constructor(changed) {
-    this.changed = changed;
+  constructor() {
     this.picture = $("source");
     this.canvas = $("mask");
     this.done = [];
     this.undone = [];
     this.cursor = null;
     this.stroke = null;
+    /** Of image-to-image; null for the service's own, which differs with and without a mask. */
+    this.strength = null;
     this.buttons();
     this.pointer();
     this.canvas.addEventListener("keydown", (event) => this.key(event));
@@ -81,12 +83,13 @@ export class Editor {
 
   /**
    * What to send.
-   * @returns {{image: string, mask?: string}|null} PNGs as data: URIs; no mask where nothing is painted.
+   * @returns {{image: string, mask?: string, strength?: number}|null} PNGs as data: URIs; no mask where nothing is painted.
    */
   value() {
     if (!this.has) return null;
     const image = this.picture.toDataURL("image/png");
-    return this.painted ? { image, mask: this.maskPng() } : { image };
+    const strength = this.strength === null ? {} : { strength: this.strength };
+    return this.painted ? { image, mask: this.maskPng(), ...strength } : { image, ...strength };
   }
 
   /** The mask as a PNG: white where it is painted, black elsewhere, nothing between. */
@@ -158,20 +161,31 @@ export class Editor {
 
   shown() {
     show($("picture-editor"), this.has);
-    show($("drop"), !this.has);
+    $("choose-told").textContent = this.has ? "Choose another" : "Choose a picture";
     $("undo").disabled = !this.done.length;
     $("redo").disabled = !this.undone.length;
     const painted = this.painted;
     $("mask-told").textContent = painted
       ? "What is painted is drawn anew; the rest stays as it is."
       : "Nothing is painted: the whole picture is varied.";
-    $("strength").dataset.resting = painted ? "1" : "0.75";
-    $("strength").dispatchEvent(new Event("resting"));
-    this.changed();
+    this.showStrength(painted);
+  }
+
+  showStrength(painted = this.painted) {
+    const value = this.strength ?? (painted ? STRENGTH.masked : STRENGTH.alone);
+    $("strength").value = value;
+    $("strength-told").textContent = value.toFixed(2);
+  }
+
+  /** Take a strength up; null for the service's own. */
+  setStrength(value) {
+    this.strength = value;
+    this.showStrength();
   }
 
   buttons() {
     const on = (id, action) => $(id).addEventListener("click", action);
+    $("strength").addEventListener("input", () => this.setStrength(Number($("strength").value)));
     on("undo", () => this.undo());
     on("redo", () => this.redo());
     on("invert", () => this.replace((value) => 255 - value, "Inverted."));

@@ -15,14 +15,14 @@ import * as theme from "./theme.js";
 /** What the page asks for besides: pictures by their addresses, and all that there is to show of them. */
 const PAGE = { response_format: "url", include_lift_maps: true, include_trajectory: true };
 /** Fields of the body that another element on the page stands for. */
-const ELSEWHERE = { image: "file", mask: "mask" };
+const ELSEWHERE = { image: "file", mask: "mask", strength: "strength", mask_feather: "mask" };
 
 const calm = matchMedia("(prefers-reduced-motion: reduce)");
 
 theme.start();
 settings.fill({});
 const composer = new Composer(keep);
-const editor = new Editor(() => {});
+const editor = new Editor();
 const stage = new Stage({ changed: () => gallery.refresh(), usePicture: (blob) => editor.load(blob), useSettings });
 const gallery = new Gallery({ open, useSettings });
 
@@ -56,8 +56,6 @@ $("reset-settings").addEventListener("click", () => {
   keep();
   say("Settings are as at first.");
 });
-$("strength").addEventListener("resting", () => ($("strength").placeholder = $("strength").dataset.resting));
-$("strength").placeholder = $("strength").dataset.resting;
 onReturn(start);
 start();
 
@@ -77,12 +75,13 @@ function keep() {
 }
 
 function written() {
-  return { ...composer.draft, settings: settings.values() };
+  return { ...composer.draft, settings: settings.values(), strength: editor.strength };
 }
 
 function take(draft) {
   settings.fill(draft.settings);
   composer.load(draft);
+  editor.setStrength(draft.strength ?? null);
 }
 
 async function compose() {
@@ -108,10 +107,10 @@ async function compose() {
   }
 }
 
-/** The picture, the mask and, where the user names none, the size that suits the model; strength is for them alone. */
+/** The picture, its mask and strength, and, where the user names none, the size that suits the model. */
 function pictures(fields) {
   const sent = editor.value();
-  if (!sent) return { strength: undefined };
+  if (!sent) return {};
   const sized = fields.width || fields.height;
   return { ...sent, ...(sized ? {} : fittingSize(editor.size, composer.modelOf(composer.components[0]))) };
 }

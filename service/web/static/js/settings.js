@@ -6,7 +6,7 @@ import { mark, unmark } from "./faults.js";
 /** What goes into the expression's text instead of the body. */
 const IN_EXPRESSION = new Set(["method", "sharpness"]);
 
-const fields = () => [...$("settings").querySelectorAll("[name]"), $("strength")];
+const fields = () => [...$("settings").querySelectorAll("[name]")];
 
 /** Every setting as it stands. @returns {Object<string, string>} */
 export const values = () => Object.fromEntries(fields().map((field) => [field.name, field.value]));
@@ -42,7 +42,7 @@ export function body() {
       mark(field, "Write a number.");
       sound = false;
     } else if (field.value !== "" && !IN_EXPRESSION.has(field.name)) {
-      read[field.name] = field.type === "number" || field.type === "range" ? Number(field.value) : field.value;
+      read[field.name] = field.type === "number" ? Number(field.value) : field.value;
     }
   }
   return sound ? read : null;

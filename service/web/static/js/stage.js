@@ -298,7 +298,8 @@ export class Stage {
           {},
           h("span", { class: `swatch c${i % COLOURS} d${Math.floor(i / COLOURS)}`, "aria-hidden": "true" }),
           h("span", { class: "grow" }, name || "(empty)"),
-          h("span", { class: "numbers" }, `${number(weight[i][reading - 1], 2)}  ${number(density[i][reading - 1], 1)} nats`),
+          h("span", { class: "numbers" }, number(weight[i][reading - 1], 2)),
+          h("span", { class: "numbers" }, `${number(density[i][reading - 1], 1)} nats`),
         ),
       ),
     );
