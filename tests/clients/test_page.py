@@ -75,6 +75,8 @@ def opened(browser, server, watch):
     yield open_page
     for context in contexts:
         context.close()
+    for job in {found for url in watch.requests for found in re.findall(r"/v1/jobs/(\w+)", url)}:
+        httpx.delete(f"{server.url}/v1/jobs/{job}", timeout=30)  # what runs on would slow the next test
     own = (server.url + "/", "data:image/", f"blob:{server.url}/")
     assert [url for url in watch.requests if not url.startswith(own)] == []
     assert [c for c in watch.complaints if not (watch.expected and re.search(watch.expected, c))] == []

@@ -85,7 +85,7 @@ export class Gallery {
           ? h("button", { type: "button", class: "link", id: `cancel-${job.id}`, "aria-label": `Cancel ${title}`, click: () => this.cancel(job.id) }, "Cancel")
           : null,
         kept && !active
-          ? h("button", { type: "button", class: "link", id: `use-${job.id}`, "aria-label": `Use the settings of ${title}`, click: () => this.wishes.useSettings(job.id) }, "Use settings")
+          ? h("button", { type: "button", class: "link", id: `use-${job.id}`, "aria-label": `Use settings of ${title}`, click: () => this.wishes.useSettings(job.id) }, "Use settings")
           : null,
       ),
     );

@@ -19,7 +19,7 @@ export async function drawMap(map) {
   const bitmap = await createImageBitmap(await api.blob(map.url));
   if (wanted !== map.url) return;
   Object.assign(canvas, { width: bitmap.width, height: bitmap.height });
-  const context = canvas.getContext("2d");
+  const context = canvas.getContext("2d", { willReadFrequently: true });
   context.drawImage(bitmap, 0, 0);
   const pixels = context.getImageData(0, 0, canvas.width, canvas.height);
   withoutWhite(pixels.data);

@@ -31,7 +31,7 @@ export class Stage {
       $(id).addEventListener("pointermove", move);
       $(id).addEventListener("pointerdown", move);
     }
-    // Alpha is taken from what is drawn: pixels as they are only where a picture is small.
+    // A small picture is enlarged as it is, without being smoothed into a blur.
     $("picture").addEventListener("load", () => {
       $("frame").classList.toggle("small", Math.max($("picture").naturalWidth, $("picture").naturalHeight) <= SMALL);
     });
@@ -132,7 +132,6 @@ export class Stage {
     show($("stage-empty"), false);
     show($("stage-job"), true);
     const told = asked.of(this.job.id);
-    $("stage").dataset.status = this.job.status;
     $("stage").dataset.job = this.job.id;
     $("stage-title").textContent = told?.body.expression ?? this.job.components.join(" · ");
     const done = this.job.status === "completed" && this.result !== null;
@@ -151,6 +150,7 @@ export class Stage {
   progress() {
     const { status, step = 0, steps, sigma, queue_position: position } = this.job;
     const running = status === "queued" || status === "running";
+    $("stage").dataset.status = status;
     show($("progress-row"), running);
     const bar = $("progress");
     bar.max = steps || 1;
