@@ -462,8 +462,8 @@ def test_a_running_job_is_taken_up_and_cancelled_after_a_reload(page, server):
     page.wait_for_selector("#stage[data-status=running]")
     job = page.get_attribute("#stage", "data-job")
     page.reload()
-    page.click(f"#open-{job}")
     until(page, "Number(document.querySelector('#progress').value) > 0")
+    assert page.get_attribute("#stage", "data-job") == job
     page.click(f"#cancel-{job}")
     finished(page, "cancelled")
     assert asked(server, job)["status"] == "cancelled"

@@ -207,6 +207,7 @@ export class Composer {
   }
 
   refresh() {
+    settings.fieldOf("sharpness").disabled = settings.fieldOf("method").value === "balanced";
     const { text } = this.untouched ? this.written(this.withExamples()) : this.written();
     $("expression").textContent = text;
     $("expression").classList.toggle("example", this.untouched);
@@ -256,7 +257,7 @@ export class Composer {
     number_.value = component.weight ?? "";
     return h(
       "li",
-      { class: "component", "data-word": word, "data-errors": "" },
+      { class: "component", "data-word": word },
       h(
         "div",
         { class: "component-head" },

@@ -10,7 +10,10 @@ const SMALL = 160;
 const STRENGTH = { alone: 0.75, masked: 1 };
 
 export class Editor {
-  constructor() {
+  /** @param {(size: {width: number, height: number}) => {width: number, height: number}|null} sized Where a picture is
+   *   drawn at another size than its own, that size. */
+  constructor(sized) {
+    this.sized = sized;
     this.picture = $("source");
     this.canvas = $("mask");
     this.done = [];
@@ -165,9 +168,11 @@ export class Editor {
     $("undo").disabled = !this.done.length;
     $("redo").disabled = !this.undone.length;
     const painted = this.painted;
-    $("mask-told").textContent = painted
+    const told = painted
       ? "What is painted is drawn anew; the rest stays as it is."
       : "Nothing is painted: the whole picture is varied.";
+    const size = this.has ? this.sized(this.size) : null;
+    $("mask-told").textContent = size ? `${told} It is drawn at ${size.width} × ${size.height}.` : told;
     this.showStrength(painted);
   }
 

@@ -13,6 +13,7 @@ export class Gallery {
   /** @param {{open: (job: Object) => void, useSettings: (id: string) => void}} wishes */
   constructor(wishes) {
     this.wishes = wishes;
+    this.jobs = [];
     this.timer = null;
     this.told = null;
     this.current = null;
@@ -29,9 +30,14 @@ export class Gallery {
       return;
     }
     this.render();
-    if (this.jobs.some(({ status }) => ACTIVE.includes(status)) && document.visibilityState === "visible") {
+    if (this.active.length && document.visibilityState === "visible") {
       this.timer = setTimeout(() => this.refresh(), AGAIN_MS);
     }
+  }
+
+  /** The jobs that are not over, newest first. */
+  get active() {
+    return this.jobs.filter(({ status }) => ACTIVE.includes(status));
   }
 
   /** Mark the job that is on the stage. */
@@ -41,7 +47,7 @@ export class Gallery {
   }
 
   render() {
-    const jobs = this.jobs ?? [];
+    const { jobs } = this;
     // Nothing is drawn anew where nothing has changed: focus stays where it is.
     const told = JSON.stringify([jobs.map(({ id, status }) => [id, status]), this.current]);
     if (told === this.told) return;

@@ -22,8 +22,8 @@ const calm = matchMedia("(prefers-reduced-motion: reduce)");
 theme.start();
 settings.fill({});
 const composer = new Composer(keep);
-const editor = new Editor();
-const stage = new Stage({ changed: () => gallery.refresh(), usePicture: (blob) => editor.load(blob), useSettings });
+const editor = new Editor(sizeFor);
+const stage = new Stage({ changed: () => gallery.refresh(), usePicture, useSettings });
 const gallery = new Gallery({ open, useSettings });
 
 const begun = store.draft.read();
@@ -66,7 +66,10 @@ async function start() {
     if (error instanceof api.Problem) say(sentence(error.message), "error");
     return;
   }
-  gallery.refresh();
+  await gallery.refresh();
+  // A page that is opened again goes on with what still runs.
+  const running = gallery.active[0];
+  if (running && !stage.job) show(running);
 }
 
 /** Remember what is written, for the next time that the page opens. */
@@ -111,8 +114,19 @@ async function compose() {
 function pictures(fields) {
   const sent = editor.value();
   if (!sent) return {};
-  const sized = fields.width || fields.height;
-  return { ...sent, ...(sized ? {} : fittingSize(editor.size, composer.modelOf(composer.components[0]))) };
+  return { ...sent, ...(fields.width || fields.height ? {} : sizeFor(editor.size)) };
+}
+
+/** The size that a picture is drawn at, where it is not its own. */
+function sizeFor(size) {
+  return fittingSize(size, composer.modelOf(composer.components[0]));
+}
+
+/** Begin from a picture of the stage. */
+async function usePicture(blob) {
+  await editor.load(blob);
+  $("from-picture").scrollIntoView({ behavior: calm.matches ? "auto" : "smooth", block: "nearest" });
+  $("mask").focus({ preventScroll: true });
 }
 
 /** Pictures are too large to keep: that there were some is. */
@@ -126,10 +140,16 @@ function busy(sending) {
   $("compose").setAttribute("aria-disabled", String(sending));
 }
 
-function open(job) {
+/** Put a job on the stage. */
+function show(job) {
   gallery.mark(job.id);
   gallery.refresh();
   stage.open(job);
+}
+
+/** Put a job on the stage, and the stage into view. */
+function open(job) {
+  show(job);
   const { top, bottom } = $("stage").getBoundingClientRect();
   if (top > innerHeight / 2 || bottom < innerHeight / 4) {
     $("stage").scrollIntoView({ behavior: calm.matches ? "auto" : "smooth", block: "start" });
@@ -167,7 +187,7 @@ function placeFault(fault) {
 function useSettings(id) {
   const kept = store.asked.of(id);
   if (!kept) return;
-  const seed = gallery.jobs?.find((job) => job.id === id)?.seed ?? stage.job?.seed;
+  const seed = gallery.jobs.find((job) => job.id === id)?.seed ?? stage.job?.seed;
   take({ ...kept.draft, settings: { ...kept.draft.settings, seed: seed ?? kept.draft.settings.seed } });
   keep();
   $("settings-section").open = true;

@@ -98,6 +98,7 @@ export class Stage {
     } else if (kind === "preview") {
       this.previews = data.images;
       this.picture();
+      this.strip();
     } else if (kind === "completed") {
       this.result = data;
       for (const point of data.trajectory ?? []) this.points.set(point.step, point);
@@ -197,24 +198,31 @@ export class Stage {
     drawMap(this.map === null ? null : Object.values(this.shown?.lift_maps ?? {})[this.map]);
   }
 
+  /** All images, or their previews, to choose from. Where their number stays, so does what has focus. */
   strip() {
     const images = this.result?.images ?? [];
-    show($("strip"), images.length > 1);
-    $("strip").replaceChildren(
-      ...(images.length > 1 ? images : []).map((image, i) =>
-        h(
-          "button",
-          { type: "button", class: "thumb", "aria-pressed": String(i === this.image), "aria-label": `Image ${i + 1}, seed ${image.seed}`, click: () => this.choose(i) },
-          h("img", { src: api.address(image.url), alt: "", loading: "lazy" }),
-        ),
-      ),
-    );
+    const sources = images.length ? images.map(({ url }) => api.address(url)) : this.previews.map((data) => `data:image/jpeg;base64,${data}`);
+    const strip = $("strip");
+    const several = sources.length > 1;
+    show(strip, several);
+    if (!several || strip.childElementCount !== sources.length) {
+      strip.replaceChildren(...(several ? sources : []).map((_, i) => this.thumb(i)));
+    }
+    [...strip.children].forEach((button, i) => {
+      button.setAttribute("aria-pressed", String(i === this.image));
+      button.setAttribute("aria-label", `Image ${i + 1}${images[i] ? `, seed ${images[i].seed}` : ""}`);
+      const picture = button.firstElementChild;
+      if (picture.src !== sources[i]) picture.src = sources[i];
+    });
+  }
+
+  thumb(i) {
+    return h("button", { type: "button", class: "thumb", click: () => this.choose(i) }, h("img", { alt: "" }));
   }
 
   choose(i) {
     this.image = i;
     this.render();
-    $("strip").children[i]?.focus();
   }
 
   /** The table of the picture shown. */
