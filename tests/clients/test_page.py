@@ -602,6 +602,13 @@ def test_a_service_that_is_gone_is_said_to_be_and_taken_up_again(page, watch, se
     assert asked(server, job)["status"] == "completed"
 
 
+def generate_arguments(code):
+    """What Python code gives to ``client.images.generate``."""
+    calls = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)]
+    (generate,) = [call for call in calls if getattr(call.func, "attr", "") == "generate"]
+    return {keyword.arg: ast.literal_eval(keyword.value) for keyword in generate.keywords}
+
+
 def test_what_is_copied_draws_the_same_picture_again(opened, server, tmp_path):
     """The commands are run as they are; Python's with httpx, curl's by a shell."""
     page = opened(permissions=["clipboard-read", "clipboard-write"])
@@ -622,12 +629,20 @@ def test_what_is_copied_draws_the_same_picture_again(opened, server, tmp_path):
     if shutil.which("curl"):
         subprocess.run(["bash", "-c", command], cwd=tmp_path, check=True, timeout=60, capture_output=True)
         assert (tmp_path / "composed.png").read_bytes() == wanted
-    calls = [node for node in ast.walk(ast.parse(copied("openai"))) if isinstance(node, ast.Call)]
-    (generate,) = [call for call in calls if getattr(call.func, "attr", "") == "generate"]
-    arguments = {keyword.arg: ast.literal_eval(keyword.value) for keyword in generate.keywords}
+    arguments = generate_arguments(copied("openai"))
     assert arguments["prompt"] == r'"it' + "'" + r's \"a red circle\"" AND "a blue star"'
     assert arguments["extra_body"]["superdiff"]["seed"] == asked(server, job)["seed"]
     assert arguments["extra_body"]["superdiff"]["negative_prompt"] == "a dog's day"
+    # A text without an operator would be a plain prompt there.
+    body = {"expression": '"a fox AND"@shapes', "num_images": 2, "width": 64, "height": 32}
+    openai = """async (body) => (await import("/web/js/snippets.js")).openai({ body }, 3, "http://localhost/")"""
+    assert generate_arguments(page.evaluate(openai, body)) == {
+        "prompt": body["expression"],
+        "n": 2,
+        "size": "64x32",
+        "response_format": "b64_json",
+        "extra_body": {"superdiff": {"expression": body["expression"], "seed": 3}},
+    }
 
 
 def test_a_copied_command_sends_the_picture_from_a_file(opened, server, tmp_path):

@@ -9,6 +9,10 @@ function again(body, seed) {
   return { ...Object.fromEntries(kept), seed };
 }
 
+/** Whether a text is read as an expression where a plain prompt may stand as well: it has an operator outside quotes. */
+const isComposed = (text) =>
+  /\b(AND|OR|XOR|NOT|AVERAGE|PRODUCT|AT\s+LEAST)\b/.test(text.replace(/"(?:[^"\\]|\\.)*"/g, ""));
+
 const files = (asked) => Object.entries(FILES).filter(([name]) => asked.body[name]);
 
 /** For a POSIX shell. */
@@ -52,8 +56,10 @@ export function httpx(asked, seed, origin) {
 /** Python with OpenAI's client; null for what its `generate` cannot carry: pictures in. */
 export function openai(asked, seed, origin) {
   if (files(asked).length) return null;
-  const { expression, num_images: n, width, height, ...rest } = again(asked.body, seed);
+  const { expression, num_images: n, ...rest } = again(asked.body, seed);
+  const { width, height, ...unsized } = rest;
   const size = width && height ? [`    size="${width}x${height}",`] : [];
+  const extra = { ...(isComposed(expression) ? {} : { expression }), ...(size.length ? unsized : rest) };
   return [
     "import base64",
     "import pathlib",
@@ -66,7 +72,7 @@ export function openai(asked, seed, origin) {
     ...(n ? [`    n=${n},`] : []),
     ...size,
     '    response_format="b64_json",',
-    `    extra_body={"superdiff": ${python(rest)}},`,
+    `    extra_body={"superdiff": ${python(extra)}},`,
     ")",
     "for i, image in enumerate(answer.data):",
     '    pathlib.Path(f"composed-{i}.png").write_bytes(base64.b64decode(image.b64_json))',

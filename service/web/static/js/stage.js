@@ -30,6 +30,7 @@ export class Stage {
       const move = (event) => this.read(stepAt($(id), event.clientX, this.job.steps));
       $(id).addEventListener("pointermove", move);
       $(id).addEventListener("pointerdown", move);
+      $(id).addEventListener("pointerleave", () => this.readLast());
     }
     // A small picture is enlarged as it is, without being smoothed into a blur.
     $("picture").addEventListener("load", () => {
@@ -318,6 +319,13 @@ export class Stage {
     if (!this.job) return;
     this.pinned = true;
     $("reading").value = step;
+    this.charts();
+  }
+
+  /** Let the charts be read at the last step again, as it comes. */
+  readLast() {
+    if (!this.job) return;
+    this.pinned = false;
     this.charts();
   }
 
