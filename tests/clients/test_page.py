@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -674,3 +675,12 @@ def test_the_page_may_run_nothing_but_its_own_files(server):
     assert (again.status_code, again.content) == (304, b"")
     assert httpx.get(server.url + "/web/../page.py").status_code == 404
     assert httpx.get(server.url + "/web/%2e%2e/page.py").status_code == 404
+
+
+def test_every_file_of_the_page_is_in_the_wheel():
+    root = Path(__file__).parents[2]
+    patterns = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["service"]
+    packaged = {path for pattern in patterns for path in (root / "service").glob(pattern)}
+    files = {path for path in (root / "service/web/static").rglob("*") if path.is_file()}
+    assert {"index.html", "style.css", "main.js"} <= {path.name for path in files}
+    assert files <= packaged
