@@ -23,6 +23,7 @@ from service.idempotency import IdempotencyKeys
 from service.registry import Registry
 from service.services import Services
 from service.settings import Settings
+from service.web import page
 
 _LOG: Final = logging.getLogger(__name__)
 _FORGET_EVERY_S: Final = 10.0
@@ -78,6 +79,7 @@ def create_app(
     ):
         app.include_router(router)
     sdapi.mount(app)
+    page.mount(app)
     return app
 
 

@@ -134,6 +134,11 @@ def test_the_wire_and_the_scheduler_never_touch_torch(path):
     assert "torch" not in roots(path)
 
 
+@pytest.mark.parametrize("path", files("service/web/*.py"))
+def test_the_page_knows_the_service_by_its_api_alone(path):
+    assert not roots(path) & {"service", "pipelines"}
+
+
 @pytest.mark.parametrize("path", files("service/**/*.py"))
 def test_nothing_is_built_at_module_level(path):
     """No settings, engine, model or application singletons: module-level calls build only routers and constants."""

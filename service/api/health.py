@@ -3,7 +3,6 @@
 from http import HTTPStatus
 
 from fastapi import APIRouter, Response
-from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 
@@ -39,9 +38,3 @@ async def readyz(services: ServicesDep) -> Health:
 async def metrics(services: ServicesDep) -> Response:
     """Prometheus's text format."""
     return Response(generate_latest(services.engine.metrics.registry), media_type=CONTENT_TYPE_LATEST)
-
-
-@router.get("/", include_in_schema=False)
-async def root() -> JSONResponse:
-    """Where to go from here."""
-    return JSONResponse({"name": "superdiff-serve", "docs": "/docs", "models": "/v1/models"})

@@ -14,7 +14,7 @@ from service.api.caller import CallerDep
 from service.api.claims import IdempotencyKey, claimed
 from service.api.openai.answers import answer
 from service.api.openai.form import Files, published_form, read_form
-from service.api.openai.schemas import ErrorResponse, ImageRequest, GeneratedImages
+from service.api.openai.schemas import ErrorResponse, GeneratedImages, ImageRequest
 from service.api.openai.streams import Kind, events
 from service.api.openai.translation import body_of, in_own_words, order_of
 from service.api.waiting import abandoned, await_outcome, until_left
