@@ -12,7 +12,7 @@ export function series(points, of) {
   const weight = lines();
   const density = lines();
   for (const point of points) {
-    const weights = means(chosen(point.weight, of));
+    const weights = means(chosen(point.kappa, of));
     const densities = means(chosen(point.log_density, of).map(centred));
     for (let i = 0; i < of.components; i += 1) {
       weight[i][point.step - 1] = weights[i] ?? null;

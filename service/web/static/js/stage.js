@@ -238,7 +238,7 @@ export class Stage {
         "tr",
         {},
         h("th", { scope: "row" }, h("span", { class: `swatch c${i % COLOURS}`, "aria-hidden": "true" }), name || "(empty)"),
-        h("td", { class: "numeric" }, number(shown.weight[name], 2)),
+        h("td", { class: "numeric" }, number(shown.kappa[name], 2)),
         h("td", { class: "numeric" }, number(shown.lift[name], 1)),
         h("td", {}, maps[i] ? this.mapButton(name, i) : null),
       ),
@@ -275,7 +275,7 @@ export class Stage {
     const images = this.result?.images.length ?? told?.num_images ?? (told ? 1 : null);
     const last = points.at(-1);
     // After the last step one sample of each candidate is left.
-    const candidates = this.result && last ? last.weight.length / images : null;
+    const candidates = this.result && last ? last.kappa.length / images : null;
     return series(points, {
       steps: this.job.steps,
       components: this.job.components.length,
