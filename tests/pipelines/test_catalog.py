@@ -184,13 +184,25 @@ def test_the_builtin_models_load_like_any_folder(name):
     assert isinstance(model, StableDiffusion)
     assert (model.card.width, model.card.height) == (64, 64)
     assert model.card.calibrated
-    assert model.card.space == Catalog.builtin("cpu").get("shapes").card.space
+    shares = model.card.space == Catalog.builtin("cpu").get("shapes").card.space
+    assert shares == name.startswith("shapes")
+
+
+def test_the_styles_of_emoji_are_loras_that_ship(tmp_path):
+    given = {"source": "builtin:emoji", "loras": {"mine": "mine.safetensors"}}
+    assert set(Entry.parse("emoji", {"source": "builtin:emoji"}, tmp_path).loras) == {"fluent", "noto"}
+    assert set(Entry.parse("emoji", given, tmp_path).loras) == {"fluent", "noto", "mine"}
+    assert not Entry.parse("emoji", {"source": "builtin:emoji", "compile": True}, tmp_path).loras
+    assert Catalog.builtin("cpu").entry("emoji").loras.keys() == {"fluent", "noto"}
 
 
 def test_the_builtin_models_are_small_and_store_shared_parts_once():
     files = [p for p in BUILTIN_FOLDER.rglob("*") if p.is_file() and not any(q.is_symlink() for q in p.parents)]
-    assert sum(p.stat().st_size for p in files) <= 40 * 2**20
-    assert len([p for p in files if p.parent.name == "vae" and p.suffix == ".safetensors"]) == 1
+    emoji = [p for p in files if BUILTIN_FOLDER / "emoji" in p.parents]
+    assert sum(p.stat().st_size for p in emoji) <= 30 * 2**20
+    assert sum(p.stat().st_size for p in files if p not in emoji) <= 40 * 2**20
+    # The three models of shapes have one autoencoder.
+    assert len([p for p in files if p.parent.name == "vae" and p.suffix == ".safetensors"]) == 2
 
 
 class Clock:
