@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import httpx
 import pytest
@@ -22,14 +23,19 @@ class Server:
         return self.process.wait(60)
 
 
-def start(log_path, **environment):
+SHAPES = Path(__file__).with_name("shapes.toml")
+
+
+def start(log_path, catalog=SHAPES, **environment):
     """``superdiff serve`` on a free port, ready to answer."""
     with log_path.open("w") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "service.cli", "serve", "--port", "0"],
             stdout=log,
             stderr=subprocess.STDOUT,
-            env=os.environ | {"SUPERDIFF_DEVICE": "cpu", "PYTHONUNBUFFERED": "1"} | environment,
+            env=os.environ
+            | {"SUPERDIFF_DEVICE": "cpu", "SUPERDIFF_CATALOG": str(catalog), "PYTHONUNBUFFERED": "1"}
+            | environment,
         )
     deadline = time.monotonic() + 120
     url = None
@@ -48,7 +54,7 @@ def start(log_path, **environment):
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    """The service with the models that ship, as `make serve` starts it."""
+    """The service with the models of shapes."""
     running = start(tmp_path_factory.mktemp("server") / "log")
     yield running
     running.stop()

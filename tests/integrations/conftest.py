@@ -7,7 +7,7 @@ from tests.clients.conftest import start
 
 @pytest.fixture(scope="session")
 def service(tmp_path_factory):
-    """A live service with the models that ship."""
+    """A live service with the models of shapes."""
     running = start(tmp_path_factory.mktemp("service") / "log")
     yield running
     running.stop()

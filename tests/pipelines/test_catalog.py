@@ -57,7 +57,7 @@ def test_a_catalogue_names_builtin_models_and_folders_beside_it(write, tmp_path)
         ("[models]\nshapes = 3", "models.shapes: must be a table"),
         ("[models.a]", "models.a.source: missing"),
         ('[models.a]\nsource = "x"\nsorce = "y"', "models.a.sorce: there is no such key; allowed are source"),
-        ('[models.a]\nsource = "builtin:cats"', "builtin models are shapes"),
+        ('[models.a]\nsource = "builtin:cats"', "builtin models are emoji, shapes"),
         ('[models.a]\nsource = "x"\nfamily = "gan"', "'gan' is not allowed; it must be one of stable_diffusion"),
         ('[models.a]\nsource = "x"\ndtype = "int4"', "'int4' is not allowed; it must be one of float32"),
         ('[models.a]\nsource = "x"\ndtype = 16', "models.a.dtype: 16 is not allowed"),
