@@ -17,7 +17,19 @@ COLUMNS: Final = 8
 SCALE: Final = 2
 RED: Final = Prompt("a red circle", "shapes")
 BLUE: Final = Prompt("a blue star", "shapes")
+CAT: Final = Prompt("a cat", "emoji")
+FLUENT: Final = Prompt("a cat", "emoji", adapters=(("fluent", 1.0),))
+NOTO: Final = Prompt("a cat", "emoji", adapters=(("noto", 1.0),))
 ROWS: Final[dict[str, tuple[Expression, ...]]] = {
+    "emoji": (
+        And((CAT, Prompt("a pizza", "emoji"))),
+        And((Prompt("a lion", "emoji"), Prompt("a sunflower", "emoji"))),
+        And((Prompt("an octopus", "emoji"), Prompt("a strawberry", "emoji"))),
+        And((Prompt("a robot", "emoji"), Prompt("a teapot", "emoji"))),
+        FLUENT,
+        NOTO,
+        And((FLUENT, NOTO)),
+    ),
     "operators": (
         Prompt("a red circle and a blue star", "shapes"),
         And((RED, BLUE)),

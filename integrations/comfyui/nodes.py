@@ -19,7 +19,7 @@ _EXPRESSION = (
     "STRING",
     {
         "multiline": True,
-        "default": '"a red circle" AND "a blue star"',
+        "default": '"a cat" AND "a pizza"',
         "tooltip": 'What to compose: "a" AND "b", "a" OR "b", "a" NOT "b", nested by parentheses.',
     },
 )

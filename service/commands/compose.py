@@ -28,7 +28,7 @@ def compose(
         str,
         typer.Argument(
             metavar="EXPRESSION",
-            help='What to compose, as one argument: \'"a red circle" AND ("a blue star" OR fox) NOT "a black shape"\'. '
+            help='What to compose, as one argument: \'"a cat" AND ("a pizza" OR fox) NOT "a ball"\'. '
             "docs/expressions.md describes it.",
         ),
     ],

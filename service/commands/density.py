@@ -20,7 +20,7 @@ def density(
         str,
         typer.Argument(
             metavar="EXPRESSION",
-            help='What may explain it: \'"a red circle" OR "a blue star"\'. In a flat OR a prompt\'s number is its log '
+            help='What may explain it: \'"a cat" OR "a pizza"\'. In a flat OR a prompt\'s number is its log '
             "prior odds.",
         ),
     ],

@@ -255,11 +255,13 @@ def test_a_wrong_catalogue_stops_the_start_with_one_line(tmp_path):
 
 
 def test_the_models_that_ship_answer_as_they_are_started(tmp_path):
-    """`make serve` on a fresh checkout: the first model is the one that people recognise, with a LoRA for each style."""
+    """As `make serve` starts it: the first model draws what people recognise, with a LoRA for each style."""
     server = start(tmp_path / "log", catalog=ROOT / "superdiff.toml")
     try:
         first, *others = httpx.get(f"{server.url}/v1/models").json()["data"]
-        assert first["id"] == "emoji" and first["default"] and first["loras"] == ["fluent", "noto"]
+        assert first["id"] == "emoji"
+        assert first["default"]
+        assert first["loras"] == ["fluent", "noto"]
         assert [other["id"] for other in others] == ["shapes", "shapes-round", "shapes-sharp"]
         body = {"expression": '"a cat"<lora:noto:1> AND "a pizza"', "steps": 2, "seed": 1}
         answered = httpx.post(f"{server.url}/v1/superpose", json=body, timeout=60)

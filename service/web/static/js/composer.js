@@ -7,6 +7,7 @@ import * as settings from "./settings.js";
 
 /** What the boxes suggest, by the default model; the first prompts are composed where nothing is written. */
 const EXAMPLES = {
+  emoji: ["a cat", "a pizza", "a lion", "a sunflower"],
   shapes: ["a red circle", "a blue star", "a green square", "a yellow triangle"],
   any: ["a lighthouse in a storm", "a field of sunflowers", "a full moon", "a flock of birds"],
 };
