@@ -127,14 +127,14 @@ class Emoji:
 
     def section(self, results: Results, scope: Scope) -> Section:
         """As :meth:`evaluation.suite.Suite.section`."""
-        found = {line: outcomes for line in LINES.values() if (outcomes := cell_of(results, line.cell))}
+        found = [(line, outcomes) for line in LINES.values() if (outcomes := cell_of(results, line.cell))]
         tables = {_SINGLE: _recognised, _TWO: _shared, _EITHER: _either}
         parts: list[Table | Gallery] = []
         for name, table in tables.items():
-            mine = {line.way.name: outcomes for line, outcomes in found.items() if line.table == name}
+            mine = {line.way.name: outcomes for line, outcomes in found if line.table == name}
             if mine:
                 parts.append(table(name, mine))
-        rows = {line.way.name: o[0].arrays["pictures"] for line, o in found.items() if line.table != _SINGLE}
+        rows = {line.way.name: o[0].arrays["pictures"] for line, o in found if line.table != _SINGLE}
         if rows:
             asked = self.asked(next(line for line in LINES.values() if line.table == _TWO), scope)
             parts.append(Gallery("The same seeds by every way", rows, [", ".join(a.captions) for a in asked[:SHOWN]]))

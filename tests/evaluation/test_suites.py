@@ -2,7 +2,9 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -10,9 +12,11 @@ from typer.testing import CliRunner
 from evaluation.asked import Asked, Split, different_things, pictures
 from evaluation.cli import app
 from evaluation.formulas import Cardinality, Conjunction, Disjunction, Negation, atoms
+from evaluation.judges.emoji import EmojiJudge
 from evaluation.reference import Operator
 from evaluation.store import Scope
-from evaluation.suites import NAMES, open_suite
+from evaluation.suites import measurable, open_suite
+from evaluation.suites.limits import Corrected
 from evaluation.suites.logic import KINDS
 from evaluation.ways import Composed, Original, joint, over
 from pipelines.catalog import Catalog
@@ -123,7 +127,7 @@ def test_the_whole_runs_quickly_and_reports(tmp_path):
     result = CliRunner().invoke(app, ["--quick", "--out", str(tmp_path), "--workers", "2"])
     assert result.exit_code == 0, result.output
     report = json.loads((tmp_path / "report-quick.json").read_text())
-    assert set(report["suites"]) == set(NAMES)
+    assert set(report["suites"]) == set(measurable())
     tables = {table["table"]: table["rows"] for suite in report["suites"].values() for table in suite}
     two = {row["name"]: row for row in tables["Two captions that differ in colour and shape"]}
     # Four pictures: at least one thing is there in 95 % of pictures; in none of 4 it would be with 1e-5.
@@ -149,3 +153,42 @@ def test_what_does_not_exist_is_refused():
         result = CliRunner().invoke(app, words)
         assert result.exit_code == 2
         assert told in " ".join(result.output.replace("│", " ").split())
+
+
+def test_what_emoji_draws_is_told_by_the_judge_of_all_names(catalog):
+    """The judge has not learnt anything here: what counts is that each picture is held against its own names."""
+    torch.manual_seed(0)
+    judge, suite, scope = EmojiJudge().eval(), open_suite("emoji"), Scope(quick=True)
+    cells = ("Named thing recognised: plain prompts", "Two things: soft AND", "One of two things: OR")
+    blocks = [block for block in suite.blocks(scope) if block.cell in cells]
+    bench = SimpleNamespace(catalog=catalog, emoji_judge=judge)
+    results = {block: suite.measure(block, scope, bench) for block in blocks}
+    single, two, either = (next(iter(results[block].numbers["lines"].values())) for block in blocks)
+    assert np.shape(single["log_p"]) == np.shape(single["rank"]) == (2, 1)
+    assert np.shape(two["log_p"]) == np.shape(two["lift"]) == np.shape(either["rank"]) == (2, 2)
+    # An untrained judge gives every name about the same probability.
+    np.testing.assert_allclose(two["log_p"], -np.log(len(judge.names)), atol=1.0)
+    assert all(1 <= rank <= len(judge.names) for rank in np.ravel(two["rank"]))
+    assert two["rows"] == 75
+    titles = [part.title for part in suite.section(results, scope).parts]
+    assert titles[:3] == [cell.partition(":")[0] for cell in cells]
+
+
+def test_the_oracle_s_choice_is_never_worse_than_ours(catalog):
+    suite, scope = open_suite("limits"), Scope(quick=True)
+    (block,) = [block for block in suite.blocks(scope) if block.cell == "best of 4"]
+    lines = suite.measure(block, scope, SimpleNamespace(catalog=catalog)).numbers["lines"]
+    ours, ideal = (np.array(lines[name]["verdicts"]["all there"]) for name in ("best of 4", "best of 4, by the oracle"))
+    assert (ideal >= ours).all()
+    assert len(ours) == 4
+
+
+def test_langevin_steps_leave_a_gaussian_as_it_is():
+    """The score of N(0, (1 + σ²) I): its steps keep the variance, up to the step's own error."""
+    rng, sigma = torch.Generator().manual_seed(0), 2.0
+    z = (1 + sigma**2) ** 0.5 * torch.randn(20_000, generator=rng)
+    corrected = Corrected("a few", 1, share=0.05)
+    for _ in range(200):
+        z = corrected._moved(z, z / (1 + sigma**2), sigma, rng)
+    # The variance of 20,000 numbers is known to 1 %; steps of η raise it by the share η/(2 (1 + σ²)), here 2 %.
+    assert float(z.var()) == pytest.approx(1 + sigma**2, rel=0.05)
