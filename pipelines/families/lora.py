@@ -5,6 +5,7 @@ LoRA each share one forward (peft's mixed batches). If a row has several LoRAs, 
 scales, rows of equal scales are grouped and each group takes its own forward.
 """
 
+import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,18 @@ LORA_SCALES: Final = "lora_scales"
 _BASE: Final = "__base__"  # peft's name for a row without a LoRA
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Diffusers warns of every part of a pipeline that a LoRA leaves as it is: most leave the text encoders."""
+    logger = logging.getLogger("diffusers.loaders.lora_base")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
 class LoraAdapters:
     """The LoRAs of one model.
 
@@ -37,7 +50,7 @@ class LoraAdapters:
             if not file.exists():
                 raise ModelLoadError(f"the LoRA {name!r}: there is no file {file.name}")
             try:
-                with warnings.catch_warnings():
+                with warnings.catch_warnings(), _quiet():
                     # peft warns of a second LoRA in one model, which is intended here.
                     warnings.filterwarnings("ignore", "Already found a `peft_config`")
                     pipeline.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=name)
