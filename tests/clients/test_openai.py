@@ -54,6 +54,11 @@ def native(server):
         yield native
 
 
+def shown(files):
+    """What pictures show; their files say besides what they began from, which each dialect sends in its own way."""
+    return [np.asarray(Image.open(io.BytesIO(file))).tolist() for file in files]
+
+
 def files(answer):
     return [base64.b64decode(image.b64_json) for image in answer.data]
 
@@ -190,7 +195,7 @@ def test_an_edit_keeps_what_is_opaque_in_the_mask(client, native):
     assert (after[:, :32] != before[:, :32]).any(-1).mean() > 0.5
     white = png(255 - np.asarray(Image.open(io.BytesIO(mask)))[..., 3])
     sent = {"image": base64.b64encode(image).decode(), "mask": base64.b64encode(white).decode()}
-    assert [file] == drawn_natively(native, expression="a blue star", **sent)
+    assert shown([file]) == shown(drawn_natively(native, expression="a blue star", **sent))
 
 
 def test_an_edit_without_a_mask_begins_from_the_whole_picture(client, native):
@@ -198,7 +203,7 @@ def test_an_edit_without_a_mask_begins_from_the_whole_picture(client, native):
     sent = {"expression": "a blue star", "image": base64.b64encode(image).decode()}
     answer = client.images.edit(image=image, prompt="a blue star", extra_body=EXTRA)
     assert answer.size == "48x64"
-    assert files(answer) == drawn_natively(native, **sent)
+    assert shown(files(answer)) == shown(drawn_natively(native, **sent))
     weak = client.images.edit(image=[image], prompt="a blue star", extra_body={"superdiff": HOW | {"strength": 0.5}})
     assert files(weak) == drawn_natively(native, strength=0.5, **sent) != files(answer)
 
@@ -216,7 +221,7 @@ def test_extra_fields_in_a_form_as_the_client_nests_them_or_as_json(client, nati
     answer = client.images.edit(image=image, prompt="unread", n=2, extra_body={"superdiff": superdiff})
     expression = {"or": ["a red circle", "2"], "temperature": 0.5}
     sent = {"image": base64.b64encode(image).decode(), "negative_prompt": "1", "num_images": 2}
-    assert files(answer) == drawn_natively(native, expression=expression, **sent)
+    assert shown(files(answer)) == shown(drawn_natively(native, expression=expression, **sent))
 
 
 @pytest.mark.parametrize(

@@ -675,7 +675,9 @@ def test_a_copied_command_sends_the_picture_from_a_file(opened, server, tmp_path
     expect(page.locator("#status")).to_contain_text("copied")
     (tmp_path / "again.py").write_text(page.evaluate("navigator.clipboard.readText()"))
     subprocess.run([sys.executable, "again.py"], cwd=tmp_path, check=True, timeout=60, capture_output=True)
-    assert (tmp_path / "composed-0.png").read_bytes() == drawn(server, job)
+    # The file that the page sent was written by the browser, so only what was drawn is the same.
+    pictures = [Image.open(tmp_path / "composed-0.png"), Image.open(io.BytesIO(drawn(server, job)))]
+    assert np.array_equal(*map(np.asarray, pictures))
     expect(page.locator("#copy-openai")).to_be_hidden()
 
 
