@@ -19,13 +19,18 @@ def encoded_picture(record: Record, outcome: Outcome, image: int, image_format: 
 
 
 def told(record: Record, image: int, size: tuple[int, ...]) -> dict[str, str]:
-    """What the file of a picture says of itself: text chunks of a PNG.
+    """What the file of a picture says of itself: text chunks of a PNG; nothing where it could not be drawn again.
 
     Args:
         record: The job.
         image: Which of its pictures.
         size: Of the picture, (width, height).
     """
+    plan, origin = record.job.plan, record.origin
+    if origin is None:
+        return chunk(recipe(plan, image))
+    if origin.image_sha256 is None:
+        return {}
     # A picture that began from another may be smaller than what was sampled for it.
     width, height = size
-    return chunk(recipe(record.job.plan, image, None if record.origin is None else (width, height), record.origin))
+    return chunk(recipe(plan, image, (width, height), origin))

@@ -49,14 +49,15 @@ class Origin:
     """The picture that a request began from, without its pixels.
 
     Attributes:
-        image_sha256: Of the file, in hexadecimal.
+        image_sha256: Of the file, in hexadecimal; None where a dialect made the picture from what was sent, so that
+            there is no file to send again.
         mask_sha256: Likewise; None without a mask.
         painted: Which part of the mask was painted.
         fit: How both came to the size asked for.
         feather: Over how many pixels painting blended in.
     """
 
-    image_sha256: str
+    image_sha256: str | None
     mask_sha256: str | None
     painted: Painted
     fit: Fit

@@ -102,7 +102,8 @@ async def accept(
         quality: Of the pictures' encoding; None for the service's own.
         task: What its client calls the job, in a dialect in which clients name their jobs.
     """
-    origin = None if order.known is None else await asyncio.to_thread(origin_of, order.known)
+    drawn_on = None if order.known is None or order.known.retrace else order.known
+    origin = None if drawn_on is None else await asyncio.to_thread(origin_of, drawn_on)
     record = Record(await take(order, services), image_format, by_url, quality, task, origin)
     services.registry.add(record)
     return record
@@ -110,13 +111,13 @@ async def accept(
 
 def origin_of(known: Known) -> Origin:
     """What is remembered of a known picture. Not for the event loop."""
-    mask = None if known.mask is None else digest(_file(known.mask, "mask"))
-    return Origin(digest(_file(known.image, "image")), mask, known.painted, known.fit, known.feather)
+    image, mask = _digest(known.image, "image"), _digest(known.mask, "mask")
+    return Origin(image, mask, known.painted, known.fit, known.feather)
 
 
-def _file(sent: str | bytes | Image.Image, field: str) -> bytes:
-    """The bytes of a picture; of one that was made of what the client sent, those of its pixels."""
-    return sent.tobytes() if isinstance(sent, Image.Image) else picture_file(sent, field)
+def _digest(sent: str | bytes | Image.Image | None, field: str) -> str | None:
+    """The digest of a file that a client sent; None where it sent none, or where a picture was made of it."""
+    return digest(picture_file(sent, field)) if isinstance(sent, str | bytes) else None
 
 
 def prepare_known(

@@ -119,7 +119,7 @@ def picture_text(sent: str | bytes, field: str, max_pixels: int) -> dict[str, st
 
 def _plain_picture(sent: str | bytes, field: str, max_pixels: int) -> tuple[Image.Image, dict[str, str]]:
     """A picture and its text chunks."""
-    data = sent if isinstance(sent, bytes) else _from_base64(sent, field)
+    data = picture_file(sent, field)
     try:
         picture = Image.open(io.BytesIO(data), formats=_READ)
         if picture.width * picture.height <= max_pixels:

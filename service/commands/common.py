@@ -109,6 +109,22 @@ def read_settings(**given: Any) -> Settings:
         raise InvalidInputError(told, field=(name,)) from error
 
 
+def read_file(path: Path, name: str) -> bytes:
+    """A file that the command line names.
+
+    Args:
+        path: Where it is.
+        name: Of the option or argument.
+
+    Raises:
+        CommandError: It cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise CommandError(f"{name} {path}: cannot be read: {error.strerror}") from error
+
+
 def print_json(document: object) -> None:
     """A document on stdout, for machines."""
     typer.echo(json.dumps(document, ensure_ascii=False, indent=2))

@@ -13,6 +13,7 @@ from service.commands.common import (
     JsonOption,
     KeyOption,
     UrlOption,
+    read_file,
     told,
 )
 from service.commands.follow import answer_of
@@ -147,7 +148,4 @@ def compose(
 
 def encoded_file(path: Path, option: str) -> str:
     """A picture's file as the wire has it."""
-    try:
-        return base64.b64encode(path.read_bytes()).decode()
-    except OSError as error:
-        raise CommandError(f"{option} {path}: cannot be read: {error.strerror}") from error
+    return base64.b64encode(read_file(path, option)).decode()

@@ -14,9 +14,9 @@ from service.commands.common import (
     JsonOption,
     KeyOption,
     UrlOption,
+    read_file,
     told,
 )
-from service.commands.compose import encoded_file
 from service.commands.follow import answer_of
 from service.commands.output import target_of
 from service.commands.pictures import write_answer
@@ -41,10 +41,7 @@ def remake(
     with told():
         from service.metadata import read
 
-        try:
-            recipe = read(picture.read_bytes())
-        except OSError as error:
-            raise CommandError(f"{picture}: cannot be read: {error.strerror}") from error
+        recipe = read(read_file(picture, "PICTURE"))
         if recipe is None:
             raise CommandError(f"{picture}: holds no request; only PNGs that superdiff wrote do")
         body = recipe["request"] | _source(picture, recipe.get("source"), image, mask)
@@ -70,8 +67,9 @@ def _source(picture: Path, source: dict[str, Any] | None, image: Path | None, ma
             continue
         if path is None:
             raise CommandError(f"{picture} was made from another picture: give its --{name}, SHA-256 {expected}")
-        found[name] = encoded_file(path, f"--{name}")
-        if digest(path.read_bytes()) != expected:
+        file = read_file(path, f"--{name}")
+        found[name] = base64.b64encode(file).decode()
+        if digest(file) != expected:
             raise CommandError(f"--{name} {path}: not the one that {picture} was made with, SHA-256 {expected}")
     if mask is not None and source is not None and source["painted"] != "white":
         found["mask"] = _whitened(mask, source["painted"])

@@ -161,3 +161,15 @@ def test_an_expression_too_long_as_text_is_a_tree(models):
     body = SuperposeRequest.model_validate(request)
     assert not isinstance(body.expression, str)
     assert body.written(["one"]).expression == plan.expression
+
+
+def test_a_picture_whose_source_cannot_be_sent_again_promises_nothing(client):
+    """The WebUI's dialect makes the picture that is sampled from what was sent: no client has a file of it."""
+    asked = {"prompt": "a fox", "width": 16, "height": 16, "steps": 2, "seed": 3}
+    started = {"init_images": [encoded(noise(16, 16))], "denoising_strength": 0.5}
+    drawn, redrawn = (
+        client.post(f"/sdapi/v1/{path}", json=asked | more) for path, more in (("txt2img", {}), ("img2img", started))
+    )
+    assert read(base64.b64decode(drawn.json()["images"][0]))["request"]["seed"] == 3
+    assert read(base64.b64decode(redrawn.json()["images"][0])) is None
+    assert read(client.get(f"/v1/jobs/{redrawn.headers['X-Superdiff-Id']}/images/0").content) is None

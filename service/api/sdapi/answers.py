@@ -44,13 +44,8 @@ def answer(record: Record, body: Processing, outcome: Outcome | None, finish: Fi
     drawn = [] if outcome is None else [finish(pixels) if finish else pixels for pixels in outcome.pictures]
     texts = [infotext(job.plan, image_seed(job.params.seed, i)) for i in range(len(drawn))]
     images = [
-        # What is pasted into another picture is not what the request alone draws.
         base64.b64encode(
-            encode_picture(
-                pixels,
-                ImageFormat.PNG,
-                {PARAMETERS: text} | ({} if finish else told(record, i, pixels.shape[1::-1])),
-            )
+            encode_picture(pixels, ImageFormat.PNG, {PARAMETERS: text} | told(record, i, pixels.shape[1::-1]))
         ).decode()
         for i, (pixels, text) in enumerate(zip(drawn if body.send_images else [], texts, strict=False))
     ]
