@@ -17,9 +17,9 @@ from service.commands.common import (
     told,
 )
 from service.commands.follow import answer_of
+from service.commands.opening import opened
 from service.commands.output import target_of, write_whole
 from service.commands.pictures import write_answer
-from service.commands.session import opened
 
 _PATH: Final = "/v1/superpose"
 

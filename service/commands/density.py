@@ -9,7 +9,7 @@ import typer
 from service.commands.common import CatalogOption, DeviceOption, JsonOption, KeyOption, UrlOption, print_json, told
 from service.commands.compose import encoded_file
 from service.commands.follow import answer_of
-from service.commands.session import opened
+from service.commands.opening import opened
 
 _PATH: Final = "/v1/density"
 

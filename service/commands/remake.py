@@ -1,4 +1,4 @@
-"""``superdiff remake``: the very picture that a file holds, drawn again from what the file says of itself."""
+"""``superdiff remake``: a picture drawn again, from what its file says of itself."""
 
 import base64
 import io
@@ -18,9 +18,9 @@ from service.commands.common import (
     told,
 )
 from service.commands.follow import answer_of
+from service.commands.opening import opened
 from service.commands.output import target_of
 from service.commands.pictures import write_answer
-from service.commands.session import opened
 
 
 def remake(
@@ -37,7 +37,7 @@ def remake(
     device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Draw a picture again, from the request in its file: the same bits on the same machine."""
+    """Draw a picture again, from the request in its file."""
     with told():
         from service.metadata import read
 

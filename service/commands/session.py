@@ -1,12 +1,10 @@
-"""Where requests are answered: by a service elsewhere, or here; either way in the words of the wire."""
+"""What answers requests, a service elsewhere or this process, in the words of the wire either way."""
 
-import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
-from service.commands.common import CommandError, Exit, open_catalog, read_settings, refused
+from service.commands.common import CommandError, Exit, refused
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,21 +36,6 @@ class Session(Protocol):
     def cancel(self, job_id: str) -> None:
         """Cancel the job; harmless where it is over."""
         ...
-
-
-@contextlib.contextmanager
-def opened(url: str | None, key: str | None, catalog: Path | None, device: str | None) -> Iterator[Session]:
-    """A session with the service at ``url``, or with a catalogue here."""
-    if url is not None:
-        from service.commands.remote import RemoteSession
-
-        with RemoteSession(url, key) as remote:
-            yield remote
-        return
-    from service.commands.local import LocalSession
-
-    with LocalSession(open_catalog(catalog, device), read_settings()) as local:
-        yield local
 
 
 def outcome_of(told: Told, expression: object) -> Mapping[str, Any] | None:
