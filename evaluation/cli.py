@@ -43,6 +43,9 @@ def evaluate(
     names = suites or list(measurable())
     if unknown := [name for name in names if name not in NAMES]:
         raise typer.BadParameter(f"there is no suite {unknown[0]!r}; there are {', '.join(NAMES)}", param_hint="SUITE")
+    if set(names) - set(measurable()):
+        detail = "the suite emoji needs pictures that are not here; fetch them: python -m scripts.fetch_emoji"
+        raise typer.BadParameter(detail, param_hint="SUITE")
     if split not in list(Split):
         raise typer.BadParameter(f"{split!r} is none of {', '.join(Split)}", param_hint="--split")
     store = Store(out or default_folder(), Scope(Split(split), quick, full and not quick))

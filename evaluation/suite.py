@@ -9,7 +9,7 @@ from typing import Final, Protocol
 from diffusers import AutoencoderKL
 
 from evaluation.findings import Section
-from evaluation.judges.emoji import PLAN, EmojiJudge, check_data, train_judge
+from evaluation.judges.emoji import PLAN, EmojiJudge, train_judge
 from evaluation.judges.features import Classifier, Training, load_classifier
 from evaluation.store import Block, Outcome, Scope
 from pipelines.builtin.emoji.pictures import DATA_FOLDER
@@ -44,8 +44,7 @@ class Bench:
 
     @cached_property
     def emoji_judge(self) -> EmojiJudge:
-        """Who tells what a picture of `emoji` shows; :class:`FileNotFoundError` without the pictures it learns from."""
-        check_data()
+        """Who tells what a picture of `emoji` shows; learns from pictures that ``scripts.fetch_emoji`` has fetched."""
         plan = replace(PLAN, steps=3, batch=4) if self._quick else PLAN
         autoencoder = load_part(AutoencoderKL, BUILTIN_FOLDER / "emoji", "vae")
         return train_judge(DATA_FOLDER, autoencoder, self._folder / "emoji-judge.pt", plan=plan)

@@ -19,7 +19,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipelines.builtin.emoji.captions import CAPTIONS_FILE, read_things
+from pipelines.builtin.emoji.captions import read_things
 from pipelines.builtin.emoji.contact_sheet import draw
 from pipelines.builtin.emoji.names import NAMES, STYLES, with_article
 from pipelines.builtin.emoji.pictures import DATA_FOLDER, SIZE, may_be_mirrored, on_ground, place, read_pictures
@@ -92,12 +92,6 @@ def recognised(judge: EmojiJudge, images: Tensor, names: Sequence[str]) -> Tenso
     """
     asked = torch.tensor([judge.names.index(name) for name in names])
     return judge.log_probabilities(images).argmax(-1) == asked
-
-
-def check_data(data: Path = DATA_FOLDER) -> None:
-    """Raise :class:`FileNotFoundError` where the pictures that the judge learns from have not been fetched."""
-    if not (data / CAPTIONS_FILE).exists():
-        raise FileNotFoundError(f"{data} has no pictures of emoji; fetch them with: python -m scripts.fetch_emoji")
 
 
 def train_judge(

@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import Final
 
 from evaluation.suite import Suite
+from pipelines.builtin.emoji.captions import CAPTIONS_FILE
 from pipelines.builtin.emoji.pictures import DATA_FOLDER
 
 PICTURE_SUITES: Final = ("prompts", "logic", "halves", "shapes", "limits", "emoji")
@@ -12,7 +13,7 @@ NAMES: Final = ("gmm", *PICTURE_SUITES, "cost")
 
 def measurable() -> tuple[str, ...]:
     """The suites that can be run here: `emoji` needs pictures that are fetched, never committed."""
-    has_pictures = DATA_FOLDER.exists()
+    has_pictures = (DATA_FOLDER / CAPTIONS_FILE).exists()
     return tuple(name for name in NAMES if name != "emoji" or has_pictures)
 
 

@@ -192,3 +192,11 @@ def test_langevin_steps_leave_a_gaussian_as_it_is():
         z = corrected._moved(z, z / (1 + sigma**2), sigma, rng)
     # The variance of 20,000 numbers is known to 1 %; steps of η raise it by the share η/(2 (1 + σ²)), here 2 %.
     assert float(z.var()) == pytest.approx(1 + sigma**2, rel=0.05)
+
+
+def test_a_suite_without_its_pictures_says_how_to_get_them(monkeypatch, tmp_path):
+    monkeypatch.setattr("evaluation.suites.DATA_FOLDER", tmp_path)
+    assert "emoji" not in measurable()
+    result = CliRunner().invoke(app, ["emoji", "--quick", "--out", str(tmp_path / "out")])
+    assert result.exit_code == 2
+    assert "scripts.fetch_emoji" in result.output
