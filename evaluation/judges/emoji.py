@@ -19,6 +19,8 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from torch.nn import functional
 
+from evaluation.statistics import Rate
+from pipelines.builtin.emoji.autoencoder import peak_signal_to_noise
 from pipelines.builtin.emoji.captions import read_things
 from pipelines.builtin.emoji.contact_sheet import draw
 from pipelines.builtin.emoji.names import NAMES, STYLES, with_article
@@ -38,6 +40,7 @@ _TURN: Final = pi / 12
 _ZOOM: Final = (0.75, 1.15)
 _COVERED: Final = 20
 _CHUNK: Final = 64
+_FAITHFUL_DB: Final = 27
 
 
 class EmojiJudge(nn.Module):
@@ -204,7 +207,7 @@ def own_accuracy(
 
 
 def main() -> None:
-    """Train the judge if need be, and print its own accuracy and how often what `emoji` draws is recognised."""
+    """Train the judge if need be; print its accuracy, the autoencoder's, and how often what is drawn is recognised."""
     parser = argparse.ArgumentParser(prog="python -m evaluation.judges.emoji", description=main.__doc__)
     parser.add_argument("--model", type=Path, default=BUILTIN_FOLDER / "emoji")
     parser.add_argument("--data", type=Path, default=DATA_FOLDER)
@@ -215,6 +218,12 @@ def main() -> None:
     arguments = parser.parse_args()
     model = StableDiffusion.load(arguments.model, torch.device("cpu"), torch.float32)
     autoencoder = load_part(AutoencoderKL, arguments.model, "vae")
+    ratios = peak_signal_to_noise(autoencoder, read_pictures(arguments.data))
+    below = float((ratios < _FAITHFUL_DB).float().mean())
+    print(
+        f"autoencoder, PSNR of {len(ratios)} pictures: mean {ratios.mean():.1f} dB, median {ratios.median():.1f}, "
+        f"lowest {ratios.min():.1f}; {below:.0%} below {_FAITHFUL_DB}"
+    )
     judge = train_judge(arguments.data, autoencoder, arguments.checkpoint)
     for kind, rate in own_accuracy(judge, arguments.data, autoencoder).items():
         print(f"judge, {kind}: {rate:.1%}")
@@ -230,9 +239,7 @@ def main() -> None:
         for kind, texts in prompts.items():
             drawn = draw(model, texts, guidance_scale=scale, images=arguments.images)
             hits = recognised(judge, drawn, asked)
-            print(
-                f"guidance {scale:g}, {kind}: {int(hits.sum())} of {len(hits)} recognised ({hits.float().mean():.1%})"
-            )
+            print(f"guidance {scale:g}, {kind}: {Rate.of(hits.numpy())} of {len(hits)} recognised", flush=True)
 
 
 if __name__ == "__main__":
