@@ -100,7 +100,7 @@ def _save(
 
 
 def mixed_precision() -> torch.autocast:
-    """bfloat16 where the processor multiplies it; elsewhere float32, since its emulation took ten times as long where it was tried."""
+    """bfloat16 where the processor multiplies it, else float32: emulation took ten times as long."""
     able = torch.cpu.get_capabilities()
     multiplies = bool(able.get("avx512_bf16") or able.get("amx_bf16"))
     return torch.autocast("cpu", torch.bfloat16, enabled=multiplies)
