@@ -27,12 +27,11 @@ import torch
 from pipelines.card import DEFAULT_GUIDANCE_SCALES, DEFAULT_GUIDANCE_START, Defaults, Guidance
 from pipelines.composition import Expression, conjuncts, lead
 from pipelines.entry import (
-    BUILTIN_FOLDER,
     BUILTIN_MODELS,
+    BUILTIN_PREFIX,
     DTYPES,
     FAMILIES,
     Entry,
-    builtin_loras,
     cannot_be_source,
     check_device,
 )
@@ -79,8 +78,7 @@ class Catalog:
     @classmethod
     def builtin(cls, device: str | None = None, *, fast: bool = False) -> Self:
         """The models that ship with the product."""
-        folders = [BUILTIN_FOLDER / name for name in BUILTIN_MODELS]
-        entries = (Entry(folder.name, folder, loras=builtin_loras(folder)) for folder in folders)
+        entries = (Entry.parse(name, {"source": f"{BUILTIN_PREFIX}{name}"}, Path()) for name in BUILTIN_MODELS)
         return cls(entries, device, fast=fast)
 
     @classmethod

@@ -35,6 +35,8 @@ BUILTIN_PREFIX: Final = "builtin:"
 HUB_PREFIX: Final = "hub:"
 BUILTIN_FOLDER: Final = Path(__file__).parent / "builtin" / "models"
 BUILTIN_MODELS: Final = ("emoji", "shapes", "shapes-round", "shapes-sharp")
+BUILTIN_GUIDANCE: Final = {"emoji": 2.0}
+"""The default guidance scales of those builtin models that want another than their kind of guidance has."""
 DTYPES: Final = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 SINGLE_FILE: Final = ".safetensors"
 _MAX_GUIDANCE: Final = 100
@@ -137,10 +139,11 @@ class Entry:
                 raise CatalogError(f"{where}: {value!r} is not allowed; it must be {allowed}")
         if "source" not in table:
             raise CatalogError(f"models.{name}.source: missing; it must be {_KEYS['source'][1]}")
-        given = dict(table) | _source(str(table["source"]), f"models.{name}.source", base)
+        source = _source(str(table["source"]), f"models.{name}.source", base)
+        given = _builtin_defaults(source["source"]) | dict(table) | source
         loras = {lora: _path(file, base) for lora, file in given.get("loras", {}).items()}
         # LoRAs cannot be switched once they are compiled in, so those that ship are left out then.
-        shipped = {} if given.get("compile") else builtin_loras(given["source"])
+        shipped = {} if given.get("compile") else _builtin_loras(given["source"])
         given["loras"] = shipped | loras
         if "config" in given:
             given["config"] = _path(given["config"], base)
@@ -234,10 +237,16 @@ _KEYS: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {
 }
 
 
-def builtin_loras(source: Path) -> dict[str, Path]:
+def _builtin_loras(source: Path) -> dict[str, Path]:
     """The LoRAs that ship with a builtin model, by name; none for any other source."""
     files = sorted((source / "loras").glob(f"*{SINGLE_FILE}")) if source.parent == BUILTIN_FOLDER else []
     return {path.stem: path for path in files}
+
+
+def _builtin_defaults(source: Path) -> dict[str, Any]:
+    """The keys that a builtin model has unless its table says otherwise; none for any other source."""
+    scale = BUILTIN_GUIDANCE.get(source.name) if source.parent == BUILTIN_FOLDER else None
+    return {} if scale is None else {"guidance_scale": scale}
 
 
 def _path(text: str, base: Path) -> Path:

@@ -4,6 +4,7 @@
 set -euo pipefail
 
 packages=(
+  curl jq                                # tests/clients/test_readme.py: the README's commands
   chromium                               # tests/clients/test_page.py: the page at / in a real browser
   krita python3-pyqt5 python3-sip xvfb   # tests/integrations/test_krita.py: the plug-in in the real program
 )

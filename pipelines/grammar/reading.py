@@ -34,7 +34,9 @@ _RULES: Final[Mapping[str, type[Operator]]] = {"or": Or, "xor": Xor, "and": And,
 _CALLS: Final[Mapping[str, type[Operator]]] = {form.word: kind for kind, form in FORMS.items()}
 _SUFFIXES: Final = {"model": "model", "lora": "lora", "negative": "negative_prompt"}
 # Half a surrogate pair is no character, so it is not read as an escape.
-_ESCAPE: Final = re.compile(r"""\\(?:(["'\\])|u((?![dD][89a-fA-F])[0-9a-fA-F]{4}))""")
+_ESCAPE: Final = re.compile(r"""\\(?:(["'\\@])|u((?![dD][89a-fA-F])[0-9a-fA-F]{4}))""")
+# A model that was written inside the quotes, "a cat@sd15"; in "by @someone" a space stands before the sign.
+_MODEL_INSIDE: Final = re.compile(r"\S@([\w.+-]+)\s*\Z")
 _COUNT_DIGITS: Final = 9
 _LONGEST_NAME: Final = 200
 
@@ -129,6 +131,7 @@ class _Reader:
         self._leaves += 1
         if self._leaves > MAX_LEAVES:
             self.refuse(f"an expression has at most {MAX_LEAVES} prompts; this is one more", tree)
+        self._check_prompt(token_at(tree, 0))
         self._note((*path, "prompt"), token_at(tree, 0))
         model, negative = self._default_model, None
         adapters: dict[str, float] = {}
@@ -148,6 +151,12 @@ class _Reader:
                     self.refuse(f"the LoRA {_short(name)!r} stands here twice", suffix)
                 adapters[name] = scale
         return Prompt(_said(token_at(tree, 0)), model, tuple(sorted(adapters.items())), negative)
+
+    def _check_prompt(self, token: "Token") -> None:
+        """Refuse a quoted prompt that ends in @NAME: who writes that means a model, and would get another one."""
+        if token.type == "QUOTED" and (found := _MODEL_INSIDE.search(_ESCAPE.sub(_blank, token[1:-1]))):
+            detail = f"a model is named after the closing quotation mark, @{_short(found[1])}; \\@ stands for the sign"
+            raise GrammarError(detail, self._text, span_of(token)[0] + found.start(1) + 1)
 
     def _model(self, tree: "Tree[Token]") -> str:
         name = _said(token_at(tree, 0))
@@ -246,6 +255,10 @@ def _said(token: "Token") -> str:
     if token.type == "QUOTED":
         return _ESCAPE.sub(lambda found: found[1] or chr(int(found[2], 16)), token[1:-1])
     return " ".join(token.split())
+
+
+def _blank(found: re.Match[str]) -> str:
+    return " " * len(found[0])
 
 
 def _short(name: str) -> str:

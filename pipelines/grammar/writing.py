@@ -10,7 +10,7 @@ from pipelines.grammar.forms import FORMS
 _PRECEDENCE: Final[dict[type[Expression], int]] = {Or: 0, Xor: 1, And: 2, Not: 3}
 _TIGHTEST: Final = 4
 _PLAIN_NAME: Final = re.compile(r"[\w.+-]+")
-_ESCAPED: Final = re.compile(r'["\\\x00-\x1f\x7f-\x9f]')
+_ESCAPED: Final = re.compile(r'["\\\x00-\x1f\x7f-\x9f]|(?<=\S)@(?=[\w.+-]+\s*\Z)')
 
 
 def format(expression: Expression, *, default_model: str | None = None) -> str:  # noqa: A001  what undoes parse

@@ -12,7 +12,7 @@ import torch
 from pipelines.card import DEFAULT_GUIDANCE_SCALES, DEFAULT_GUIDANCE_START, Defaults, Guidance
 from pipelines.catalog import Catalog
 from pipelines.composition import And, Or, Prompt
-from pipelines.entry import BUILTIN_FOLDER, BUILTIN_MODELS, FAMILIES, Entry, Family
+from pipelines.entry import BUILTIN_FOLDER, BUILTIN_GUIDANCE, BUILTIN_MODELS, FAMILIES, Entry, Family
 from pipelines.errors import CatalogError, ModelLoadError, UnknownModelError
 from pipelines.families.stable_diffusion import StableDiffusion
 from pipelines.families.unconditional import Unconditional
@@ -194,6 +194,13 @@ def test_the_styles_of_emoji_are_loras_that_ship(tmp_path):
     assert set(Entry.parse("emoji", given, tmp_path).loras) == {"fluent", "noto", "mine"}
     assert not Entry.parse("emoji", {"source": "builtin:emoji", "compile": True}, tmp_path).loras
     assert Catalog.builtin("cpu").entry("emoji").loras.keys() == {"fluent", "noto"}
+
+
+def test_a_builtin_model_brings_its_own_guidance_and_its_table_overrides_it(tmp_path):
+    asked = Catalog.builtin("cpu").defaults(And((Prompt("a cat", "emoji"), Prompt("a dog", "emoji"))))
+    assert asked.guidance_scale == 2 * BUILTIN_GUIDANCE["emoji"]
+    table = {"source": "builtin:emoji", "guidance_scale": 5.0}
+    assert Entry.parse("pictograms", table, tmp_path).guidance_scale == 5.0
 
 
 def test_the_builtin_models_are_small_and_store_shared_parts_once():

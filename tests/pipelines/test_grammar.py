@@ -53,6 +53,10 @@ FORMS = [
     (r'"\ud83d \U0041 \u12"', p(r"\ud83d \U0041 \u12")),
     ('"two\nlines"', p("two\nlines")),
     ('"NOT (this: @m)"', p("NOT (this: @m)")),
+    (r'"me\@home"', p("me@home")),
+    (r'"a \\\@sd15"', p(r"a \@sd15")),
+    ('"by @someone"', p("by @someone")),
+    ('"a@sd15, a dog"', p("a@sd15, a dog")),
     # what stands after a prompt
     ('"a dog"@sd15', p("a dog", "sd15")),
     ("a dog@sd15", p("a dog", "sd15")),
@@ -111,6 +115,8 @@ def test_the_written_form_is_the_one_that_people_write():
 
 # What is wrong, at which column, and words that the message must have.
 FAULTS = [
+    ('"a red circle@nope"', 14, "after the closing quotation mark, @nope"),
+    ("b AND 'a dog@sd15 '", 13, r"@sd15; \@ stands for the sign"),
     ("", 1, 'expected a prompt, got the end of the text; the empty prompt is written ""'),
     ("a AND ", 6, "expected a prompt, got the end"),
     ("a AND OR b", 7, "expected a prompt, got OR"),
