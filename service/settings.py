@@ -6,6 +6,8 @@ from typing import Annotated
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from service.logs import LogFormat, LogLevel
+
 
 class Settings(BaseSettings):
     """Every setting, its default and its bounds."""
@@ -38,6 +40,11 @@ class Settings(BaseSettings):
     max_pixels: Annotated[
         int, Field(ge=1, description="Largest picture, in pixels, times images, candidates and particles.")
     ] = 16 << 20
+    log_format: Annotated[LogFormat, Field(description="Log lines for people, or JSON, one object a line.")] = (
+        LogFormat.PRETTY
+    )
+    log_level: Annotated[LogLevel, Field(description="The least important lines that are written.")] = LogLevel.INFO
+    log_prompts: Annotated[bool, Field(description="Write what jobs compose to the log.")] = False
     grace_s: Annotated[float, Field(ge=0, description="Seconds that running jobs get at shutdown.")] = 30.0
 
     @property
