@@ -43,6 +43,8 @@ class Exit(IntEnum):
 
     FINE = 0
     """All is done."""
+    PROBLEMS = 1
+    """The doctor found what keeps the service from working."""
     WRONG = 2
     """The command, its input, its output or a local model is wrong."""
     UNREACHABLE = 3
