@@ -101,11 +101,17 @@ def test_every_step_of_a_dockerfile_is_followed(tmp_path, monkeypatch):
         dry_build.copy(image, "--from=build /opt/other /opt/other")
 
 
+def interpolated(text):
+    """As Compose reads it where the environment has the secrets and nothing else."""
+    text = re.sub(r"\$\{\w+:\?[^}]+\}", "secret", text)
+    return re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", text)
+
+
 @pytest.mark.parametrize("names", [("docker-compose.yml",), ("docker-compose.yml", "docker-compose.postgres.yml")])
 def test_the_compose_files_follow_the_specification(names):
     specification = pytest.importorskip("compose_spec")
     held = composed(*names)
-    parsed = specification.PyCompose.from_yaml(yaml.safe_dump(held))
+    parsed = specification.PyCompose.from_yaml(interpolated(yaml.safe_dump(held, width=1000)))
     assert set(parsed.service_names()) == set(held["services"])
 
 
