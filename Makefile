@@ -36,6 +36,7 @@ bench: setup
 	$(BIN)/python -m benchmarks.sampler
 	$(BIN)/python -m benchmarks.engine
 	$(BIN)/python -m benchmarks.crowd
+	$(BIN)/python -m benchmarks.crowded
 	$(BIN)/python -m benchmarks.speed
 	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.models

@@ -5,7 +5,7 @@ request that needs no network (shapes, sizes, whether models compose) is answere
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final, Literal
 
@@ -98,6 +98,7 @@ class Card:
         guidance: What a guidance scale means to it.
         grid: The grid of noise levels that it is sampled on by default.
         adapters: The names of its LoRAs.
+        broken_adapters: Name → why it cannot be loaded, of the LoRAs that cannot.
         paints: Whether its network takes the known picture and the mask as inputs.
         multiple: The sides of its pictures are multiples of this, in pixels, and this is a multiple of
             ``space.factor``; ``ONE_SIZE`` where it draws the native size only.
@@ -117,6 +118,7 @@ class Card:
     guidance: Guidance = Guidance.CLASSIFIER_FREE
     grid: Grid = Grid.KARRAS
     adapters: tuple[str, ...] = ()
+    broken_adapters: Mapping[str, str] = field(default_factory=dict)
     paints: bool = False
     multiple: int = 1
     memory: int = 0

@@ -9,16 +9,22 @@ A catalogue is a TOML file of ``[models.NAME]`` tables; :mod:`pipelines.entry` l
 
 Without this table models stay loaded. A model that a request holds, or whose entry has ``keep = true``, is never
 unloaded. An unloaded model is loaded or moved back when it is needed again.
+
+A catalogue never changes. :meth:`Catalog.reread` makes the next one from the file as it is now; both share the models
+that are the same in both, and who took the earlier one goes on with it.
 """
 
 import importlib
 import json
+import os
 import re
 import threading
 import time
 import tomllib
 from collections.abc import Callable, Hashable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final, Self
 from weakref import WeakValueDictionary
 
@@ -35,15 +41,50 @@ from pipelines.entry import (
     cannot_be_source,
     check_device,
 )
-from pipelines.errors import CatalogError, ModelLoadError, UnknownModelError
+from pipelines.errors import CatalogError, ModelLoadError, ModelUnavailableError, UnknownModelError
+from pipelines.importing import collector_paused
 from pipelines.model import LoadOptions, Model
 from pipelines.residency import STAY, MemoryPolicy, Place, Residency
 from pipelines.warmup import compile_now
+
+Files = tuple[tuple[str, int, int], ...]
 
 # Loading swaps process-wide state (torch's default type, how modules register parameters): one model at a time.
 _LOADING: Final = threading.Lock()
 # The folders of an absolute path; web addresses do not match.
 _FOLDERS: Final = re.compile(r"(?<![\w:/.])/(?:[^\s/'\":,]+/)+")
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """How a catalogue differs from the one before it; names of models.
+
+    Attributes:
+        added: That are new.
+        changed: Whose entry or files are others, or that could not be loaded before.
+        removed: That are gone.
+    """
+
+    added: tuple[str, ...]
+    changed: tuple[str, ...]
+    removed: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class _Shared:
+    """What a catalogue has in common with those that follow it: the loaded models and their parts."""
+
+    residency: Residency
+    parts: WeakValueDictionary[Hashable, Any] = field(default_factory=WeakValueDictionary)
+    editions: int = 0
+
+
+@dataclass(slots=True)
+class _Kept:
+    """A model as several catalogues know it: its name in the residency, and its files when it was loaded."""
+
+    key: str
+    files: Files | None = None
 
 
 class Catalog:
@@ -56,6 +97,9 @@ class Catalog:
         clock: The monotonic clock, in seconds.
         fast: Whether models whose entry does not say compute in bfloat16, if their device is faster with it, and
             channels last.
+        path: The file that it was read from; None for none.
+        shared: What it has in common with the catalogue that it follows; None for nothing.
+        kept: The models that are the same in both.
     """
 
     def __init__(
@@ -66,41 +110,60 @@ class Catalog:
         clock: Callable[[], float] = time.monotonic,
         *,
         fast: bool = False,
+        path: Path | None = None,
+        shared: "_Shared | None" = None,
+        kept: Mapping[str, "_Kept"] = MappingProxyType({}),
     ) -> None:
-        self._fast = fast
+        self._fast, self._policy, self._path = fast, policy, path
         self._device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         check_device(self._device, "device")
         self._entries = {entry.name: entry for entry in entries}
-        places = {name: Place(self._device_of(entry), entry.keep) for name, entry in self._entries.items()}
-        self._residency = Residency(places, policy, clock)
-        self._parts: WeakValueDictionary[Hashable, Any] = WeakValueDictionary()
+        self._shared = shared or _Shared(Residency({}, policy, clock))
+        self._residency, self._parts = self._shared.residency, self._shared.parts
+        self._shared.editions += 1
+        # What changed has a name of its own in the residency, where it stands beside what it was.
+        suffix = "" if shared is None else f"/{self._shared.editions}"
+        self._kept = {name: kept.get(name) or _Kept(f"{name}{suffix}") for name in self._entries}
+        # Model → why it cannot be loaded, until the catalogue is read anew.
+        self._failures: dict[str, ModelLoadError] = {}
+        for name, entry in self._entries.items():
+            if name not in kept:
+                self._residency.add(self._kept[name].key, Place(self._device_of(entry), entry.keep))
 
     @classmethod
     def builtin(cls, device: str | None = None, *, fast: bool = False) -> Self:
         """The models that ship with the product."""
-        entries = (Entry.parse(name, {"source": f"{BUILTIN_PREFIX}{name}"}, Path()) for name in BUILTIN_MODELS)
-        return cls(entries, device, fast=fast)
+        return cls(_builtin_entries(), device, fast=fast)
 
     @classmethod
     def read(cls, path: Path, device: str | None = None, *, fast: bool = False) -> Self:
         """Read a catalogue file; :class:`CatalogError` names the key at fault."""
-        try:
-            data = tomllib.loads(path.read_text())
-        except FileNotFoundError:
-            raise CatalogError(f"{path}: no such catalogue") from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise CatalogError(f"{path.name}: not TOML: {error}") from error
-        except OSError as error:
-            raise CatalogError(f"{path}: cannot be read: {error.strerror}") from error
-        models = data.get("models")
-        if not {"models"} <= set(data) <= {"models", "memory"} or not isinstance(models, dict) or not models:
-            detail = "a catalogue holds at least one [models.NAME] table, optionally a [memory] table, and nothing else"
-            raise CatalogError(f"{path.name}: {detail}")
-        for name, table in models.items():
-            if not isinstance(table, dict):
-                raise CatalogError(f"models.{name}: must be a table")
-        entries = [Entry.parse(name, table, path.parent) for name, table in models.items()]
-        return cls(entries, device, MemoryPolicy.parse(data.get("memory", {})), fast=fast)
+        entries, policy = _read(path)
+        return cls(entries, device, policy, fast=fast, path=path)
+
+    def reread(self) -> Self:
+        """The catalogue as its file and its models' files are now; this one stays as it is.
+
+        Models whose entry and files are the same are shared, loaded or not. Others are loaded when they are first
+        needed, and so are those that could not be loaded, or of which a LoRA could not.
+
+        Raises:
+            CatalogError: The file cannot be read any more, or makes no sense.
+        """
+        entries, policy = (list(self._entries.values()), self._policy) if self._path is None else _read(self._path)
+        same = {entry.name: self._kept[entry.name] for entry in entries if self._still(entry)}
+        return type(self)(
+            entries, self._device, policy, fast=self._fast, path=self._path, shared=self._shared, kept=same
+        )
+
+    def give_way(self, following: "Catalog") -> Changes:
+        """Let the catalogue that was reread take this one's place: models that only this one has leave after use."""
+        gone = set(self.names) - set(following.names)
+        changed = {name for name in set(self.names) - gone if self.key(name) != following.key(name)}
+        self._residency.follow(following.policy)
+        self._residency.retire(self.key(name) for name in gone | changed)
+        added = set(following.names) - set(self.names)
+        return Changes(*(tuple(sorted(names)) for names in (added, changed, gone)))
 
     @classmethod
     def of(cls, models: Mapping[str, Model]) -> Self:
@@ -114,6 +177,15 @@ class Catalog:
     def names(self) -> tuple[str, ...]:
         """The models' names, in the catalogue's order."""
         return tuple(self._entries)
+
+    @property
+    def policy(self) -> MemoryPolicy:
+        """When its models are unloaded."""
+        return self._policy
+
+    def key(self, name: str) -> str:
+        """What a model is called among all that are loaded: two catalogues share it if it is the same."""
+        return self._kept[self.entry(name).name].key
 
     def entry(self, name: str) -> Entry:
         """The entry of a name; :class:`UnknownModelError` if there is none."""
@@ -149,33 +221,40 @@ class Catalog:
 
     def loaded(self, name: str) -> Model | None:
         """The model if it is loaded and on its device."""
-        return self._residency.present(self.entry(name).name)
+        return self._residency.present(self.key(name))
+
+    def failure(self, name: str) -> str | None:
+        """Why a model cannot be loaded, if that was tried and only mending and rereading helps."""
+        error = self._failures.get(name)
+        return None if error is None else str(error)
 
     def get(self, name: str) -> Model:
         """The model on its device; it is loaded or moved back now if necessary.
 
         Raises:
             UnknownModelError: There is no model of this name.
-            ModelLoadError: It cannot be loaded; the message says why, without paths of this machine.
+            ModelLoadError: It cannot be loaded; the message says why, without paths of this machine. It is not tried
+                again by this catalogue.
+            ModelUnavailableError: It cannot be loaded now; the next call tries again.
         """
-        entry = self.entry(name)
-        model = self._residency.bring_back(name)
+        entry, key = self.entry(name), self.key(name)
+        model = self._residency.bring_back(key)
         if model is not None:
             return model
         with _LOADING:
-            model = self._residency.bring_back(name)
+            model = self._residency.bring_back(key)
             if model is None:
-                model = self._load(entry)
-                self._residency.admit(name, model)
+                model = self._load_once(entry)
+                self._residency.admit(key, model)
             return model
 
     def hold(self, names: Iterable[str]) -> None:
         """Keep models from being unloaded until they are released as often; see :meth:`Residency.hold`."""
-        self._residency.hold([self.entry(name).name for name in names])
+        self._residency.hold([self.key(name) for name in names])
 
     def release(self, names: Iterable[str], *, unload: bool = True) -> None:
         """Undo :meth:`hold`; see :meth:`Residency.release`."""
-        self._residency.release(names, unload=unload)
+        self._residency.release([self.key(name) for name in names], unload=unload)
 
     def unload_idle(self) -> list[str]:
         """Unload the models that were unused for the policy's ``idle_s``; returns their names."""
@@ -184,13 +263,38 @@ class Catalog:
     def _device_of(self, entry: Entry) -> torch.device:
         return torch.device(entry.device or self._device)
 
+    def _still(self, entry: Entry) -> bool:
+        """Whether an entry says what this catalogue's own says, of the same files, and nothing failed."""
+        name = entry.name
+        if entry != self._entries.get(name) or name in self._failures:
+            return False
+        kept = self._kept[name]
+        model = self._residency.present(kept.key)
+        if model is not None and model.card.broken_adapters:
+            return False
+        return kept.files is None or kept.files == _files_of(entry)
+
+    def _load_once(self, entry: Entry) -> Model:
+        """Load a model, unless it is known that it cannot be."""
+        if entry.name in self._failures:
+            raise ModelLoadError(str(self._failures[entry.name]))
+        self._kept[entry.name].files = _files_of(entry)
+        try:
+            return self._load(entry)
+        except ModelUnavailableError:
+            raise
+        except ModelLoadError as error:
+            self._failures[entry.name] = error.with_traceback(None)
+            raise
+
     def _load(self, entry: Entry) -> Model:
         try:
             source = _fetched(entry)
             family = _family_of(source) if entry.family is None else entry.family
             kind = FAMILIES[family]
             # Imported when it is first needed: diffusers takes seconds.
-            module = importlib.import_module(f"pipelines.families.{kind.module or family}")
+            with collector_paused():
+                module = importlib.import_module(f"pipelines.families.{kind.module or family}")
             device, dtype = self._device_of(entry), DTYPES[self.dtype(entry.name)]
             options = LoadOptions(
                 loras=entry.loras,
@@ -207,12 +311,58 @@ class Catalog:
             if entry.compile:
                 compile_now(model)
         except ModelLoadError as error:
-            raise ModelLoadError(f"{entry.name}: {error}") from error
+            raise type(error)(f"{entry.name}: {error}") from error
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            raise ModelUnavailableError(f"{entry.name}: there is too little memory for it now") from error
         except Exception as error:
-            # Anything else (a missing device, too little memory, a value that no family foresaw) is for the operator to
+            # Anything else (a missing device, a broken file, a value that no family foresaw) is for the operator to
             # fix. It is never the fault of the request that needed the model first.
             raise ModelLoadError(f"{entry.name}: cannot be loaded: {_first_line(error)}") from error
         return model
+
+
+def _builtin_entries() -> list[Entry]:
+    return [Entry.parse(name, {"source": f"{BUILTIN_PREFIX}{name}"}, Path()) for name in BUILTIN_MODELS]
+
+
+def _read(path: Path) -> tuple[list[Entry], MemoryPolicy]:
+    """The entries and the policy of a catalogue file; :class:`CatalogError` names the key at fault."""
+    try:
+        data = tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise CatalogError(f"{path}: no such catalogue") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise CatalogError(f"{path.name}: not TOML: {error}") from error
+    except OSError as error:
+        raise CatalogError(f"{path}: cannot be read: {error.strerror}") from error
+    models = data.get("models")
+    if not {"models"} <= set(data) <= {"models", "memory"} or not isinstance(models, dict) or not models:
+        detail = "a catalogue holds at least one [models.NAME] table, optionally a [memory] table, and nothing else"
+        raise CatalogError(f"{path.name}: {detail}")
+    for name, table in models.items():
+        if not isinstance(table, dict):
+            raise CatalogError(f"models.{name}: must be a table")
+    entries = [Entry.parse(name, table, path.parent) for name, table in models.items()]
+    return entries, MemoryPolicy.parse(data.get("memory", {}))
+
+
+def _files_of(entry: Entry) -> Files:
+    """Path, size and time of all files that a model is read from; of a hub's, whose cache has no changes, none."""
+    folders = [entry.source, *([entry.config] if entry.config else [])] if not entry.hub else []
+    files = [file for folder in folders for file in (_within(folder) if folder.is_dir() else [folder])]
+    found = []
+    for file in sorted({*files, *entry.loras.values()}):
+        try:
+            about = file.stat()
+        except OSError:
+            continue
+        found.append((str(file), about.st_size, about.st_mtime_ns))
+    return tuple(found)
+
+
+def _within(folder: Path) -> list[Path]:
+    """All files of a folder; its parts may be links to those of another model."""
+    return [Path(root, file) for root, _, files in os.walk(folder, followlinks=True) for file in files]
 
 
 def _has_bfloat16(device: torch.device) -> bool:

@@ -5,7 +5,8 @@
     ├── UnknownModelError        no model of that name in the catalogue
     ├── IncompatibleModelsError  models that do not share a data space cannot be composed
     ├── CatalogError             the catalogue file itself is wrong
-    ├── ModelLoadError           a model's files are missing, truncated or of the wrong kind
+    ├── ModelLoadError           a model's files are missing, truncated or of the wrong kind: it stays so until mended
+    │   └── ModelUnavailableError    it cannot be loaded now, for want of memory or of the hub; later it may be
     └── NonFiniteError           sampling left the finite numbers
 
 Every message is written for the user who can mend the cause.
@@ -60,7 +61,11 @@ class CatalogError(PipelineError):
 
 
 class ModelLoadError(PipelineError):
-    """A model that cannot be loaded; names the model and the file or folder at fault."""
+    """A model or a LoRA that cannot be loaded until somebody mends it; names it and the file or folder at fault."""
+
+
+class ModelUnavailableError(ModelLoadError):
+    """A model that cannot be loaded now but may be later: there is too little memory, or the hub cannot be reached."""
 
 
 class NonFiniteError(PipelineError):

@@ -24,7 +24,7 @@ from pipelines.composition import (
     leaves,
     walk,
 )
-from pipelines.errors import IncompatibleModelsError, InvalidInputError
+from pipelines.errors import IncompatibleModelsError, InvalidInputError, ModelLoadError
 from pipelines.kernel import Kernel
 from pipelines.mixing import Program, compile_program
 from pipelines.params import SamplingParams, Select
@@ -226,6 +226,8 @@ def _check_leaf(path: Path, leaf: Prompt, params: SamplingParams, card: Card) ->
         detail = f"{model} has no guidance: guidance_scale must be 1, got {params.guidance_scale:g}"
         raise InvalidInputError(detail, field=("guidance_scale",))
     for name, _ in leaf.adapters:
+        if name in card.broken_adapters:
+            raise ModelLoadError(f"{model}: the LoRA {name!r} cannot be loaded: {card.broken_adapters[name]}")
         if name not in card.adapters:
             has = f"it has {', '.join(card.adapters)}" if card.adapters else "it has none"
             raise InvalidInputError(f"{model} has no LoRA {name!r}; {has}", field=(*path, "lora"))

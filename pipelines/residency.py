@@ -79,6 +79,7 @@ class _Slot:
     holders: int = 0
     used: float = 0.0
     offloaded: bool = False
+    retired: bool = False
 
     @property
     def present(self) -> Model | None:
@@ -112,6 +113,25 @@ class Residency:
         self._policy, self._clock, self._size = policy, clock, size
         self._lock = threading.Lock()
         self._slots = {name: _Slot(name, place) for name, place in places.items()}
+
+    def follow(self, policy: MemoryPolicy) -> None:
+        """Let models leave by another policy from now on."""
+        with self._lock:
+            self._policy = policy
+
+    def add(self, name: str, place: Place) -> None:
+        """Know one more model, absent as yet."""
+        with self._lock:
+            self._slots = {**self._slots, name: _Slot(name, place)}
+
+    def retire(self, names: Iterable[str]) -> None:
+        """Nobody new will ask for these: each leaves for good, and is forgotten, once nobody holds it.
+
+        They leave at the next :meth:`unload_idle`, so this takes no time.
+        """
+        with self._lock:
+            for name in names:
+                self._slots[name].retired = True
 
     def present(self, name: str) -> Model | None:
         """The model if it is on its device. It never waits for the lock: the engine asks at every step."""
@@ -160,12 +180,14 @@ class Residency:
             self._unload_beyond_budget()
 
     def unload_idle(self) -> list[str]:
-        """Make the models leave that were unused for the policy's ``idle_s``; returns their names."""
+        """Make the models leave that were unused for the policy's ``idle_s``, or retired; returns their names."""
         with self._lock:
+            gone = [slot for slot in self._slots.values() if slot.retired and not slot.holders]
+            self._slots = {name: slot for name, slot in self._slots.items() if slot not in gone}
             latest = self._clock() - self._policy.idle_s
             idle = [slot for slot in self._unused() if slot.used <= latest]
-            self._unload(idle)
-        return [slot.name for slot in idle]
+            self._unload([*idle, *gone])
+        return [slot.name for slot in (*idle, *gone)]
 
     def _unload_beyond_budget(self, newcomer: _Slot | None = None) -> None:
         """Make the fewest models leave that bring the rest within the budget; the newcomer is needed now and stays."""
@@ -193,7 +215,7 @@ class Residency:
         if not leaving:
             return
         for slot in leaving:
-            if self._policy.offload and slot.place.device.type != "cpu":
+            if self._policy.offload and slot.place.device.type != "cpu" and not slot.retired:
                 slot.offloaded = True
             else:
                 slot.model = None

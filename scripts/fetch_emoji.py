@@ -38,7 +38,7 @@ def install(folder: Path) -> Path:
         raise SystemExit("npm is not installed; it fetches the pictures")
     folder.mkdir(parents=True, exist_ok=True)
     options = ("--ignore-scripts", "--no-audit", "--no-fund", "--prefix", str(folder))
-    subprocess.run([npm, "install", *options, *PACKAGES], check=True)  # noqa: S603 - fixed arguments
+    subprocess.run([npm, "install", *options, *PACKAGES], check=True)
     return folder / "node_modules"
 
 

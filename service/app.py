@@ -10,9 +10,9 @@ from typing import Final
 from fastapi import FastAPI
 
 from pipelines.catalog import Catalog
-from pipelines.errors import PipelineError
 from service import faults
-from service.api import density, health, jobs, models, openai, problem, superpose, trajectory
+from service.access import Access
+from service.api import admin, density, health, jobs, models, openai, problem, superpose, trajectory
 from service.api.sdapi import mount as sdapi
 from service.body_limit import BodyLimit
 from service.engine.engine import Engine
@@ -21,8 +21,10 @@ from service.engine.metrics import Metrics
 from service.engine.scheduler import Limits
 from service.idempotency import IdempotencyKeys
 from service.registry import Registry
+from service.reloading import load_all
 from service.services import Services
 from service.settings import Settings
+from service.tracing import Tracing, provider_from_environment, wanted
 from service.web import page
 
 _LOG: Final = logging.getLogger(__name__)
@@ -34,7 +36,11 @@ _DESCRIPTION: Final = (
 
 
 def create_app(
-    settings: Settings | None = None, *, catalog: Catalog | None = None, engine: Engine | None = None
+    settings: Settings | None = None,
+    *,
+    catalog: Catalog | None = None,
+    engine: Engine | None = None,
+    tracing: Tracing | None = None,
 ) -> FastAPI:
     """Build the service.
 
@@ -43,13 +49,16 @@ def create_app(
         catalog: The models; None for the settings' catalogue.
         engine: What runs the jobs, not yet started; None for one over the catalogue. It is started with the
             application and stopped with it.
+        tracing: Where spans go; None for what OTEL_* in the environment asks for, by default nowhere.
     """
     settings = settings or Settings()
     if catalog is None:
         read, device, fast = settings.catalog, settings.device, settings.fast
         catalog = Catalog.read(read, device, fast=fast) if read else Catalog.builtin(device, fast=fast)
+    if tracing is None and wanted():
+        tracing = Tracing(provider_from_environment())
     if engine is None:
-        engine = build_engine(settings, catalog)
+        engine = build_engine(settings, catalog, tracing)
     registry = Registry(settings.keep_s, settings.keep_bytes)
     services = Services(settings, catalog, engine, registry, IdempotencyKeys(registry))
 
@@ -61,12 +70,17 @@ def create_app(
         for task in background:
             task.cancel()
         await asyncio.to_thread(engine.stop, settings.grace_s)
+        if tracing is not None:
+            await asyncio.to_thread(tracing.close)
 
     app = FastAPI(
         title="superdiff-serve", version=version("superdiff-serve"), description=_DESCRIPTION, lifespan=lifespan
     )
     app.state.services = services
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
+    app.add_middleware(Access)
+    if tracing is not None:
+        tracing.instrument(app)
     faults.install(app, problem.render, {openai.PREFIX: openai.render, **sdapi.DIALECT})
     for router in (
         superpose.router,
@@ -75,6 +89,7 @@ def create_app(
         trajectory.router,
         models.router,
         health.router,
+        admin.router,
         openai.router,
     ):
         app.include_router(router)
@@ -83,7 +98,7 @@ def create_app(
     return app
 
 
-def build_engine(settings: Settings, catalog: Catalog) -> Engine:
+def build_engine(settings: Settings, catalog: Catalog, tracing: Tracing | None = None) -> Engine:
     """The engine as the settings want it, not yet started."""
     metrics = Metrics()
     limits = Limits(
@@ -98,20 +113,19 @@ def build_engine(settings: Settings, catalog: Catalog) -> Engine:
     executor = Executor(
         catalog, forward_rows=settings.forward_rows, decode_images=settings.decode_images, metrics=metrics
     )
-    return Engine(executor, limits, decode_images=settings.decode_images, metrics=metrics)
+    return Engine(
+        executor,
+        limits,
+        decode_images=settings.decode_images,
+        metrics=metrics,
+        watching=None if tracing is None else tracing.watch,
+    )
 
 
 async def _load(services: Services) -> None:
-    """Load what is to be ready before the first request; a model that fails is reported and leaves the others."""
+    """Load what is to be ready before the first request."""
     if services.settings.preload:
-        for name in services.catalog.names:
-            try:
-                await services.load(name)
-                _LOG.info("loaded %s", name)
-            except PipelineError as error:
-                _LOG.error("%s", error)
-            except Exception:
-                _LOG.exception("%s cannot be loaded", name)
+        await load_all(services, services.catalog)
     services.ready.set()
 
 

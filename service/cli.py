@@ -6,6 +6,7 @@ from evaluation.cli import evaluate
 from service.commands.calibrate import calibrate
 from service.commands.compose import compose
 from service.commands.density import density
+from service.commands.doctor import doctor
 from service.commands.jobs import jobs_app
 from service.commands.models import models_app
 from service.commands.remake import remake
@@ -15,9 +16,9 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     help="Compose pretrained diffusion models by superposition.",
-    epilog="Exit codes: 0 done, 2 wrong input, 3 no service there, 4 refused or failed, 130 interrupted.",
+    epilog="Exit codes: 0 done, 1 problems, 2 wrong input, 3 no service there, 4 refused or failed, 130 interrupted.",
 )
-for command in (serve, compose, density, remake, calibrate):
+for command in (serve, compose, density, remake, calibrate, doctor):
     app.command()(command)
 app.add_typer(models_app, name="models")
 app.add_typer(jobs_app, name="jobs")

@@ -17,6 +17,7 @@ from pipelines.errors import (
     IncompatibleModelsError,
     InvalidInputError,
     ModelLoadError,
+    ModelUnavailableError,
     NonFiniteError,
     PipelineError,
     UnknownModelError,
@@ -25,6 +26,7 @@ from pipelines.grammar import GrammarError, UnknownModelInTextError
 from service.engine.job import CancelledJobError, DeadlineError, EngineStoppedError
 from service.engine.scheduler import QueueFullError
 from service.idempotency import IdempotencyError
+from service.logs import request_id
 from service.pictures import PictureTooLargeError
 from service.registry import UnknownJobError
 from service.schemas.fields import within_sentence
@@ -38,6 +40,7 @@ STATUS: Final[Mapping[type[Exception], HTTPStatus]] = {
     UnknownModelError: HTTPStatus.NOT_FOUND,
     NonFiniteError: HTTPStatus.UNPROCESSABLE_ENTITY,
     ModelLoadError: HTTPStatus.SERVICE_UNAVAILABLE,
+    ModelUnavailableError: HTTPStatus.SERVICE_UNAVAILABLE,
     CatalogError: HTTPStatus.INTERNAL_SERVER_ERROR,
     PipelineError: HTTPStatus.INTERNAL_SERVER_ERROR,
     QueueFullError: HTTPStatus.TOO_MANY_REQUESTS,
@@ -98,7 +101,7 @@ def fault_of(error: Exception, reference: str | None = None) -> Fault:
     status = next((STATUS[kind] for kind in type(error).__mro__ if kind in STATUS), None)
     if status is None:
         if reference is None:
-            reference = f"request id {uuid.uuid4().hex}"
+            reference = f"request id {request_id() or uuid.uuid4().hex}"
             _LOG.error("%s failed", reference, exc_info=error)
         detail = f"The service failed at this request. Tell its operator the {reference}."
         return Fault(HTTPStatus.INTERNAL_SERVER_ERROR, detail)
@@ -106,12 +109,14 @@ def fault_of(error: Exception, reference: str | None = None) -> Fault:
     if isinstance(error, InvalidInputError | UnknownModelError) and error.field:
         column = error.column if isinstance(error, GrammarError | UnknownModelInTextError) else None
         places = (Place(tuple(error.field), str(error), column),)
-    headers, waiting = _retry(status), None
+    lasting = isinstance(error, ModelLoadError) and not isinstance(error, ModelUnavailableError)
+    headers, waiting = {} if lasting else _retry(status), None
     if isinstance(error, QueueFullError):
         waiting = error.waiting
         if error.retry_after_s is not None:
             headers = {"Retry-After": str(max(1, math.ceil(error.retry_after_s)))}
-    return Fault(status, str(error), places, waiting, headers)
+    detail = f"{error}; it stays so until the service's operator mends it" if lasting else str(error)
+    return Fault(status, detail, places, waiting, headers)
 
 
 def install(app: FastAPI, default: Renderer, dialects: Mapping[str, Renderer]) -> None:

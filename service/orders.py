@@ -1,11 +1,14 @@
 """The intake: what any client asks for, checked, planned and queued by one function."""
 
 import asyncio
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 
 from PIL import Image
 
+from pipelines import grammar
 from pipelines.card import Card, Defaults
 from pipelines.composition import lead, leaves
 from pipelines.errors import InvalidInputError
@@ -13,12 +16,15 @@ from pipelines.params import SamplingParams
 from pipelines.plan import Plan, make_plan
 from service.engine.job import Ask, Job, Source
 from service.expressions import Written
+from service.logs import about_job
 from service.metadata import Origin, digest
 from service.pictures import ImageFormat, decode_picture, picture_file
 from service.registry import Record
 from service.services import Services
 from service.settings import Settings
 from service.sources import Fit, Painted, prepare_source, read_mask, sampled_size
+
+_LOG: Final = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +74,11 @@ async def take(order: Order, services: Services) -> Job:
         ModelLoadError: A model cannot be loaded.
         QueueFullError: There is no place.
     """
-    expression, settings = order.written.expression, services.settings
-    async with services.models(leaf.model for leaf in leaves(expression)) as models:
+    # Taken once: a reload may put another in its place while the models are being loaded.
+    expression, settings, catalog = order.written.expression, services.settings, services.catalog
+    async with services.models((leaf.model for leaf in leaves(expression)), catalog) as models:
         cards = {name: model.card for name, model in models.items()}
-        params = order.params(services.catalog.defaults(expression))
+        params = order.params(catalog.defaults(expression))
         source = None
         if order.known is not None:
             given = order.known, params, cards, lead(expression), settings
@@ -80,7 +87,7 @@ async def take(order: Order, services: Services) -> Job:
             retrace = source is not None and source.retrace
             plan = make_plan(expression, params, cards, on_canvas=source is not None, retrace=retrace)
             check_bounds(plan, order.ask, settings)
-        return services.engine.submit(plan, order.ask, source)
+        return services.engine.submit(plan, order.ask, source, catalog)
 
 
 async def accept(
@@ -106,7 +113,17 @@ async def accept(
     origin = None if drawn_on is None else await asyncio.to_thread(origin_of, drawn_on)
     record = Record(await take(order, services), image_format, by_url, quality, task, origin)
     services.registry.add(record)
+    _say(record.job, services.settings)
     return record
+
+
+def _say(job: Job, settings: Settings) -> None:
+    """The line of a job that is taken in; what it composes stands there only where the operator wants it to."""
+    about_job(job.id)
+    fields: dict[str, object] = {"models": ",".join(job.plan.models), "rows": job.rows, "steps": job.plan.calls}
+    if settings.log_prompts:
+        fields["expression"] = grammar.format(job.expression)
+    _LOG.info("job taken in", extra={"fields": fields})
 
 
 def origin_of(known: Known) -> Origin:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import contextvars
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -20,19 +21,21 @@ from service.registry import Registry
 from service.settings import Settings
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Services:
     """The application's parts.
 
     Attributes:
         settings: What the operator set.
-        catalog: The models.
+        catalog: The models. A reload puts the next one in its place (:mod:`service.reloading`), so who needs it for
+            longer than a moment takes it once.
         engine: What runs the jobs.
         registry: The jobs by id.
         keys: The jobs by the key that their request came with.
         ready: Set when the models that are to be ready are loaded, or cannot be.
         created: When the service was built, in Unix time.
         plotting: Held while a figure is drawn: one at a time.
+        reloading: Held while the catalogue is read anew.
     """
 
     settings: Settings
@@ -43,26 +46,32 @@ class Services:
     ready: asyncio.Event = field(default_factory=asyncio.Event)
     created: int = field(default_factory=lambda: int(time.time()))
     plotting: asyncio.Lock = field(default_factory=asyncio.Lock)
+    reloading: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @contextlib.asynccontextmanager
-    async def models(self, names: Iterable[str]) -> AsyncIterator[Mapping[str, Model]]:
+    async def models(self, names: Iterable[str], catalog: Catalog) -> AsyncIterator[Mapping[str, Model]]:
         """The models of these names, loaded off the event loop, and kept loaded until the block is left.
+
+        Args:
+            names: Of models.
+            catalog: The catalogue that has them.
 
         Raises:
             UnknownModelError: There is none of a name.
+            ModelLoadError: One cannot be loaded.
             HTTPException: 503 while the service still loads what it starts with.
         """
         wanted = list(dict.fromkeys(names))
-        self.catalog.hold(wanted)
+        catalog.hold(wanted)
         try:
             for name in wanted:
-                if self.catalog.loaded(name) is None and not self.ready.is_set():
+                if catalog.loaded(name) is None and catalog.failure(name) is None and not self.ready.is_set():
                     raise HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, f"the model {name!r} is still being loaded")
-            yield {name: self.catalog.loaded(name) or await self.load(name) for name in wanted}
+            yield {name: catalog.loaded(name) or await self.load(name, catalog) for name in wanted}
         finally:
-            self.catalog.release(wanted, unload=False)
+            catalog.release(wanted, unload=False)
 
-    async def load(self, name: str) -> Model:
+    async def load(self, name: str, catalog: Catalog) -> Model:
         """The model of a name, loaded off the event loop; see :meth:`Catalog.get` for what is raised.
 
         In a thread that ends with it: OpenMP keeps a team of workers for every thread that ever computed, and with more
@@ -71,7 +80,9 @@ class Services:
         """
         loader = ThreadPoolExecutor(1, "superdiff-loader")
         try:
-            return await asyncio.get_running_loop().run_in_executor(loader, self.catalog.get, name)
+            return await asyncio.get_running_loop().run_in_executor(
+                loader, contextvars.copy_context().run, catalog.get, name
+            )
         finally:
             loader.shutdown(wait=False)
 

@@ -6,6 +6,8 @@ from typing import Annotated
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from service.logs import LogFormat, LogLevel
+
 
 class Settings(BaseSettings):
     """Every setting, its default and its bounds."""
@@ -14,30 +16,75 @@ class Settings(BaseSettings):
 
     host: Annotated[str, Field(description="Address to listen on.")] = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535, description="Port to listen on; 0 for any free one.")] = 8000
-    catalog: Annotated[Path | None, Field(description="Catalogue file; none for the models that ship.")] = None
-    device: Annotated[str | None, Field(description="Where to compute: cpu, cuda, cuda:1 …; none to choose.")] = None
-    fast: Annotated[bool, Field(description="bfloat16 and channels last where a model's entry does not say.")] = False
-    preload: Annotated[bool, Field(description="Load every model at start, before /readyz turns green.")] = True
-    waiting_jobs: Annotated[int, Field(ge=1, description="Jobs that may wait; further ones are refused.")] = 256
+    catalog: Annotated[
+        Path | None,
+        Field(
+            description="Catalogue file; none for superdiff.toml where the command is run, else the models that ship."
+        ),
+    ] = None
+    device: Annotated[
+        str | None,
+        Field(description="Where to compute: cpu, cuda, cuda:1 …; none for CUDA if there is one, else the CPU."),
+    ] = None
+    fast: Annotated[
+        bool,
+        Field(
+            description="bfloat16 where the processor is faster with it, and channels last, for models whose entry "
+            "does not say; pictures differ a little."
+        ),
+    ] = False
+    preload: Annotated[
+        bool,
+        Field(
+            description="Load every model at start, before /readyz turns green; else each when it is first asked for."
+        ),
+    ] = True
+    waiting_jobs: Annotated[int, Field(ge=1, description="Jobs that may wait; further ones get 429.")] = 256
     waiting_rows: Annotated[int, Field(ge=1, description="Network rows that may wait, all jobs together.")] = 8192
     waiting_bytes: Annotated[int, Field(ge=1, description="Bytes of known pictures that may wait.")] = 1 << 30
     caller_jobs: Annotated[int, Field(ge=1, description="Jobs that one caller may have waiting and running.")] = 64
-    running_rows: Annotated[int, Field(ge=1, description="Network rows that run at once.")] = 96
-    forward_rows: Annotated[int, Field(ge=1, description="Network rows in one forward.")] = 96
+    running_rows: Annotated[
+        int,
+        Field(
+            ge=1,
+            description="Network rows that run at once: (components + unconditional) × images, over all jobs; a "
+            "larger job runs alone.",
+        ),
+    ] = 96
+    forward_rows: Annotated[
+        int,
+        Field(
+            ge=1, description="Network rows in one forward, for models whose entry does not say; larger sets are split."
+        ),
+    ] = 96
     decode_images: Annotated[int, Field(ge=1, description="Pictures decoded between two steps.")] = 8
     ageing_s: Annotated[float, Field(gt=0, description="Seconds of waiting that count as one priority.")] = 30.0
     stretch: Annotated[
-        float, Field(ge=1, description="Times as long as first come, first served that sharing may make a job wait.")
+        float,
+        Field(
+            ge=1,
+            description="How many times as long as by strict first come, first served sharing may make a job wait; "
+            "inf for no bound.",
+        ),
     ] = 2.0
     keep_s: Annotated[float, Field(ge=0, description="Seconds that finished jobs can be asked for.")] = 600.0
-    keep_bytes: Annotated[int, Field(ge=0, description="Bytes that they may hold, all together.")] = 512 << 20
+    keep_bytes: Annotated[int, Field(ge=0, description="Bytes that finished jobs may hold, all together.")] = 512 << 20
     max_job_rows: Annotated[int, Field(ge=1, description="Network rows of one step of one request.")] = 2048
     max_job_work: Annotated[int, Field(ge=1, description="Network rows of one request, over all its steps.")] = 200_000
-    max_timeout_s: Annotated[float, Field(gt=0, description="The longest time of a request, and the default.")] = 3600.0
-    max_body_bytes: Annotated[int, Field(ge=1024, description="Largest request body.")] = 32 << 20
+    max_timeout_s: Annotated[
+        float, Field(gt=0, description="The longest timeout_s of a request, in seconds, and the default.")
+    ] = 3600.0
+    max_body_bytes: Annotated[
+        int, Field(ge=1024, description="Largest request body, in bytes; pictures travel in it.")
+    ] = 32 << 20
     max_pixels: Annotated[
         int, Field(ge=1, description="Largest picture, in pixels, times images, candidates and particles.")
     ] = 16 << 20
+    log_format: Annotated[LogFormat, Field(description="Log lines for people, or JSON, one object a line.")] = (
+        LogFormat.PRETTY
+    )
+    log_level: Annotated[LogLevel, Field(description="The least important lines that are written.")] = LogLevel.INFO
+    log_prompts: Annotated[bool, Field(description="Write what jobs compose to the log.")] = False
     grace_s: Annotated[float, Field(ge=0, description="Seconds that running jobs get at shutdown.")] = 30.0
 
     @property

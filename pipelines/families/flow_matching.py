@@ -97,7 +97,7 @@ class _FlowModel(LatentModel):
             options,
             side=(side, side),
             cell=cell,
-            adapters=loras.names,
+            loras=loras,
             guidance=guidance,
             grid=Grid.OWN,
             max_cells=max_cells,

@@ -6,7 +6,7 @@ from typing import Final
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-from pipelines.errors import ModelLoadError
+from pipelines.errors import ModelLoadError, ModelUnavailableError
 
 _FILES: Final = ["*.json", "*.txt", "*.model", "*.safetensors"]
 _NOT_FILES: Final = ["flax_*", "openvino_*", "safety_checker/*.safetensors"]
@@ -22,12 +22,13 @@ def fetch(repository: str, revision: str | None) -> Path:
         revision: A branch, a tag or a commit; None for the main branch.
 
     Raises:
-        ModelLoadError: There is no such repository or revision, or the hub cannot be reached.
+        ModelLoadError: There is no such repository or revision.
+        ModelUnavailableError: It is not in the cache, and the hub cannot be reached now.
     """
     name = repository if revision is None else f"{repository} at {revision}"
     try:
         return Path(snapshot_download(repository, revision=revision, allow_patterns=_FILES, ignore_patterns=_NOT_FILES))
     except LocalEntryNotFoundError as error:
-        raise ModelLoadError(f"{name} is not in the cache, and the hub cannot be reached") from error
+        raise ModelUnavailableError(f"{name} is not in the cache, and the hub cannot be reached") from error
     except HfHubHTTPError as error:
         raise ModelLoadError(f"{name} cannot be downloaded from the hub: {error}".splitlines()[0]) from error

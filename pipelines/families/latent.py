@@ -96,7 +96,7 @@ def latent_card(
     *,
     side: tuple[int, int],
     cell: int,
-    adapters: tuple[str, ...],
+    loras: LoraAdapters,
     guidance: Guidance = Guidance.CLASSIFIER_FREE,
     grid: Grid = Grid.KARRAS,
     paints: bool = False,
@@ -112,7 +112,7 @@ def latent_card(
         options: How it was loaded.
         side: Its native width and height, in latent cells.
         cell: The number of latent cells along a side is a multiple of this.
-        adapters: The names of its LoRAs.
+        loras: Its LoRAs.
         guidance: What a guidance scale means to it.
         grid: The grid of noise levels that it is sampled on by default.
         paints: Whether it is an inpainting model.
@@ -131,7 +131,8 @@ def latent_card(
         calibrated=error is not None,
         guidance=guidance,
         grid=grid,
-        adapters=adapters,
+        adapters=loras.names,
+        broken_adapters=loras.broken,
         paints=paints,
         multiple=codec.factor * cell,
         max_side=None if max_cells is None else max_cells * codec.factor,

@@ -5,6 +5,7 @@ LoRA each share one forward (peft's mixed batches). If a row has several LoRAs, 
 scales, rows of equal scales are grouped and each group takes its own forward.
 """
 
+import contextlib
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -37,27 +38,25 @@ def _quiet() -> Iterator[None]:
 
 
 class LoraAdapters:
-    """The LoRAs of one model.
+    """The LoRAs of one model. One that cannot be loaded leaves the model and its other LoRAs as they are.
 
     Args:
         pipeline: The diffusers pipeline that they are loaded into.
         loras: Name → safetensors file.
+
+    Attributes:
+        names: Those that can be applied.
+        broken: Name → why it cannot be loaded, of the others.
     """
 
     def __init__(self, pipeline: Any, loras: Mapping[str, Path]) -> None:
-        self.names = tuple(loras)
+        self.broken: dict[str, str] = {}
         for name, file in loras.items():
-            if not file.exists():
-                raise ModelLoadError(f"the LoRA {name!r}: there is no file {file.name}")
             try:
-                with warnings.catch_warnings(), _quiet():
-                    # peft warns of a second LoRA in one model, which is intended here.
-                    warnings.filterwarnings("ignore", "Already found a `peft_config`")
-                    pipeline.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=name)
-            except Exception as error:
-                reason = str(error).replace(str(file.parent), "").splitlines()[0]
-                raise ModelLoadError(f"the LoRA {name!r} ({file.name}) does not fit: {reason}") from error
-
+                _load(pipeline, name, file)
+            except ModelLoadError as error:
+                self.broken[name] = str(error)
+        self.names = tuple(name for name in loras if name not in self.broken)
         for network in pipeline.components.values():
             if isinstance(network, nn.Module):
                 network.requires_grad_(False).eval()
@@ -135,3 +134,20 @@ def _mixed(network: nn.Module, names: list[str]) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _load(pipeline: Any, name: str, file: Path) -> None:
+    """Load a LoRA into a pipeline; :class:`ModelLoadError` if it cannot be, and nothing of it stays."""
+    if not file.exists():
+        raise ModelLoadError(f"there is no file {file.name}")
+    try:
+        with warnings.catch_warnings(), _quiet():
+            # peft warns of a second LoRA in one model, which is intended here.
+            warnings.filterwarnings("ignore", "Already found a `peft_config`")
+            pipeline.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=name)
+    except Exception as error:
+        # Where diffusers came as far as one of the networks, that one has its layers already.
+        with contextlib.suppress(Exception):
+            pipeline.delete_adapters(name)
+        reason = str(error).replace(f"{file.parent}/", "").splitlines()[0]
+        raise ModelLoadError(f"{file.name} does not fit: {reason}") from error

@@ -59,7 +59,7 @@ class PixArt(LatentModel):
             options,
             side=(config.sample_size, config.sample_size),
             cell=config.patch_size,
-            adapters=loras.names,
+            loras=loras,
         )
         super().__init__(codec, card, self._transformer, loras, options)
 

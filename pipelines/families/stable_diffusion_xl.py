@@ -52,7 +52,7 @@ class StableDiffusionXL(LatentModel):
             options,
             side=side(self._unet.config.sample_size),
             cell=2 ** (len(self._unet.config.block_out_channels) - 1),
-            adapters=loras.names,
+            loras=loras,
             paints=is_inpainting(self._unet.config, codec.channels),
         )
         super().__init__(codec, card, self._unet, loras, options)

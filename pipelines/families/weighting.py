@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import torch
-from compel.embeddings_provider import EmbeddingsProvider, EmbeddingsProviderMulti, ReturnedEmbeddingsType
 from torch import Tensor
 
 from pipelines.errors import InvalidInputError
@@ -80,11 +79,7 @@ class WeightedEncoder:
         pooled: bool = False,
     ) -> None:
         self._tokenizers, self._encoders = tokenizers, encoders
-        kinds = ReturnedEmbeddingsType
-        self._taken = (
-            kinds.PENULTIMATE_HIDDEN_STATES_NON_NORMALIZED if penultimate else kinds.LAST_HIDDEN_STATES_NORMALIZED
-        )
-        self._pooled = pooled
+        self._penultimate, self._pooled = penultimate, pooled
 
     def plain(self, text: str) -> str | None:
         """The text without its markup, for diffusers to encode; None if it has weights or is too long for that."""
@@ -96,11 +91,19 @@ class WeightedEncoder:
 
     def encode(self, text: str) -> tuple[Tensor, Tensor | None]:
         """States, (1, pieces × tokens, widths), and the pooled one, (1, width), or None unless ``pooled`` is set."""
+        # Imported when a prompt needs it: most need none of it.
+        from compel.embeddings_provider import EmbeddingsProvider, EmbeddingsProviderMulti, ReturnedEmbeddingsType
+
+        kinds = ReturnedEmbeddingsType
+        penultimate, last_normed = kinds.PENULTIMATE_HIDDEN_STATES_NON_NORMALIZED, kinds.LAST_HIDDEN_STATES_NORMALIZED
         fragments = parse(text) or [("", 1.0)]
         words, weights = [f for f, _ in fragments], [w for _, w in fragments]
         device = next(self._encoders[0].parameters()).device
         provider = EmbeddingsProviderMulti(
-            list(self._tokenizers), list(self._encoders), truncate=False, returned_embeddings_type=self._taken
+            list(self._tokenizers),
+            list(self._encoders),
+            truncate=False,
+            returned_embeddings_type=penultimate if self._penultimate else last_normed,
         )
         states = provider.get_embeddings_for_weighted_prompt_fragments([words], [weights], device=device)
         if not self._pooled:

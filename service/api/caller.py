@@ -12,11 +12,13 @@ def caller(
     x_client_id: Annotated[str | None, Header(max_length=200, description="A name of the client's choice.")] = None,
 ) -> str:
     """The key's digest, else the client's name for itself, else its address."""
+    who = f"address:{request.client.host}" if request.client else "unknown"
     if authorization is not None:
-        return "key:" + hashlib.sha256(authorization.encode()).hexdigest()
-    if x_client_id is not None:
-        return f"client:{x_client_id}"
-    return f"address:{request.client.host}" if request.client else "unknown"
+        who = "key:" + hashlib.sha256(authorization.encode()).hexdigest()
+    elif x_client_id is not None:
+        who = f"client:{x_client_id}"
+    request.state.caller = who  # for the line of the access log
+    return who
 
 
 CallerDep = Annotated[str, Depends(caller)]

@@ -34,6 +34,7 @@ def _info(services: Services, name: str) -> ModelInfo:
         default=name == catalog.names[0],
         family=entry.family,
         dtype=catalog.dtype(name),
+        error=catalog.failure(name),
     )
     if model is None:
         return info
@@ -55,5 +56,6 @@ def _info(services: Services, name: str) -> ModelInfo:
             "guidance": card.guidance,
             "paints": card.paints,
             "calibrated": card.calibrated,
+            "lora_errors": dict(card.broken_adapters) or None,
         }
     )

@@ -43,6 +43,8 @@ class Exit(IntEnum):
 
     FINE = 0
     """All is done."""
+    PROBLEMS = 1
+    """The doctor found what keeps the service from working."""
     WRONG = 2
     """The command, its input, its output or a local model is wrong."""
     UNREACHABLE = 3
@@ -88,14 +90,18 @@ def catalog_path(named: Path | None, settings: Settings) -> Path | None:
 
 def open_catalog(named: Path | None, device: str | None) -> "Catalog":
     """The catalogue of :func:`catalog_path`, else the builtin models."""
-    # Before the libraries are imported: their notes on loading are not for who composes pictures.
-    for name in _VERBOSITY:
-        os.environ.setdefault(name, "error")
+    quiet()
     from pipelines.catalog import Catalog
 
     settings = read_settings()
     path, device, fast = catalog_path(named, settings), device or settings.device, settings.fast
     return Catalog.read(path, device, fast=fast) if path else Catalog.builtin(device, fast=fast)
+
+
+def quiet() -> None:
+    """Have the libraries that are imported from now on keep their notes on loading to themselves."""
+    for name in _VERBOSITY:
+        os.environ.setdefault(name, "error")
 
 
 def read_settings(**given: Any) -> Settings:

@@ -58,7 +58,7 @@ def list_models(
                 print_json(answer)
             else:
                 for model in answer["data"]:
-                    loaded = "loaded" if model["loaded"] else "not loaded"
+                    loaded = "loaded" if model["loaded"] else model.get("error") or "not loaded"
                     typer.echo(f"{model['id']}: {model['family'] or 'family unknown'}, {model['dtype']}, {loaded}")
             return
         held = open_catalog(catalog or context.obj, None)

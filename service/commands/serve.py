@@ -1,15 +1,26 @@
 """``superdiff serve``: the service."""
 
 import asyncio
+import contextlib
 import logging
+import os
+import signal
 import socket
+from collections.abc import MutableMapping
 from typing import Annotated, Final
 
 import typer
 
-from service.commands.common import CatalogOption, DeviceOption, catalog_path, read_settings, told
+from pipelines.errors import CatalogError
+from pipelines.importing import collector_paused
+from service.commands.common import CatalogOption, CommandError, DeviceOption, catalog_path, quiet, read_settings, told
+from service.logs import LogFormat, set_up
 
+_LOG: Final = logging.getLogger(__name__)
 _LAST_ANSWERS_S: Final = 5
+_WAITING: Final = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+# What OpenMP itself takes where it knows of more threads than processors; benchmarks/crowded.py tells what it brings.
+_SPINS: Final = "1000"
 
 
 def serve(
@@ -20,34 +31,87 @@ def serve(
     fast: Annotated[
         bool | None, typer.Option("--fast", help="bfloat16 and channels last; pictures differ a little.")
     ] = None,
+    log_format: Annotated[
+        LogFormat | None, typer.Option(help="Log lines for people, or JSON.  [SUPERDIFF_LOG_FORMAT]")
+    ] = None,
 ) -> None:
-    """Start the service. What is not given here is read from SUPERDIFF_* in the environment."""
-    import uvicorn
+    """Start the service. What is not given here is read from SUPERDIFF_* in the environment.
 
-    from service.app import create_app
-    from service.services import Services
-
-    given = {"host": host, "port": port, "catalog": catalog, "device": device, "fast": fast}
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    SIGHUP reads the catalogue anew; SIGTERM finishes what runs and ends.
+    """
+    given = {
+        "host": host,
+        "port": port,
+        "catalog": catalog,
+        "device": device,
+        "fast": fast,
+        "log_format": log_format,
+    }
     with told():
         settings = read_settings(**{key: value for key, value in given.items() if value is not None})
         settings = settings.model_copy(update={"catalog": catalog_path(None, settings)})
-        application = create_app(settings)
+    set_up(settings.log_format, settings.log_level)
+    bound_spinning(os.environ)
+    quiet()
+    with collector_paused():
+        import uvicorn
+
+        from service.app import create_app
+        from service.reloading import reload
+        from service.services import Services
+        from service.tracing import TracingError
+    with told():
+        try:
+            application = create_app(settings)
+        except TracingError as error:
+            raise CommandError(str(error)) from error
     services: Services = application.state.services
 
+    async def read_anew() -> None:
+        try:
+            await reload(services)
+        except CatalogError as error:
+            _LOG.error("the catalogue stays as it was: %s", error)
+
     class Server(uvicorn.Server):
-        """Stops the engine before it stops listening.
+        """Stops the engine before it stops listening, and reads the catalogue anew at SIGHUP.
 
         Until running jobs are done, new requests are answered that the service is shutting down, and answers and events
         go out as ever; what is left to write then takes a moment.
         """
+
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            tasks: set[asyncio.Task[None]] = set()
+
+            def hung_up() -> None:
+                task = asyncio.create_task(read_anew())
+                tasks.add(task)
+                task.add_done_callback(tasks.discard)
+
+            with contextlib.suppress(NotImplementedError, AttributeError):  # systems without that signal
+                asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hung_up)
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
             await asyncio.to_thread(services.engine.stop, settings.grace_s)
             await super().shutdown(sockets)
 
     config = uvicorn.Config(
-        application, host=settings.host, port=settings.port, timeout_graceful_shutdown=_LAST_ANSWERS_S
+        application,
+        host=settings.host,
+        port=settings.port,
+        timeout_graceful_shutdown=_LAST_ANSWERS_S,
+        log_config=None,
+        access_log=False,
     )
     Server(config).run()
+
+
+def bound_spinning(environment: MutableMapping[str, str]) -> None:
+    """Let OpenMP's threads sleep soon at a barrier, unless the operator said how they shall wait.
+
+    GNU's OpenMP, which torch's wheels for Linux carry, spins for milliseconds, on processors that others may want. It
+    reads this when torch is imported, so not later than that.
+    """
+    if not any(environment.get(name) for name in _WAITING):
+        environment["GOMP_SPINCOUNT"] = _SPINS

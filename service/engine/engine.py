@@ -1,20 +1,23 @@
 """The engine's thread: admit, advance, decode; again."""
 
+import contextlib
 import logging
-import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Final, Self
 
+from pipelines.catalog import Catalog
 from pipelines.memory import give_back_memory
 from pipelines.plan import Plan
+from service.engine.deadlines import Deadlines, late
 from service.engine.executor import Executor
 from service.engine.job import Ask, CancelledJobError, DeadlineError, EngineStoppedError, Job, Outcome, Phase, Source
 from service.engine.metrics import Metrics
 from service.engine.pace import connected
 from service.engine.scheduler import Limits, QueueFullError, Scheduler
+from service.logs import about
 
 _LOG: Final = logging.getLogger(__name__)
 _RATE_MEMORY: Final = 0.9
@@ -31,6 +34,8 @@ class Engine:
         decode_images: How many pictures are decoded between two steps, so that decoding never stalls those who step.
         metrics: Where it counts.
         stopwatch: Tells the seconds by which the device's time is shared out.
+        watching: Called in the request's own context for each job that comes; what it returns is called when the engine
+            is done with the job.
     """
 
     def __init__(
@@ -41,13 +46,16 @@ class Engine:
         decode_images: int = 8,
         metrics: Metrics | None = None,
         stopwatch: Callable[[], float] = time.monotonic,
+        watching: Callable[[Job], Callable[[], None]] | None = None,
     ) -> None:
         self.metrics = metrics or Metrics()
         self._executor = executor
         self._scheduler: Scheduler[Job] = Scheduler(limits or Limits())
         self._decode_images = decode_images
         self._stopwatch = stopwatch
-        self._wake = threading.Condition()
+        self._watching = watching
+        lock = threading.RLock()
+        self._wake = threading.Condition(lock)
         self._open = False
         self._abandon = False
         # Jobs that took their last step and wait for their pictures. Their rows are free already.
@@ -58,12 +66,14 @@ class Engine:
         self._rate = 0.0
         # When freed memory was last given back, and whether nothing was done since.
         self._gave_back, self._tidy = time.monotonic(), True
+        self._deadlines = Deadlines(lock, self._present)
         self._thread = threading.Thread(target=self._run, name="superdiff-engine", daemon=True)
 
     def start(self) -> None:
         """Start the thread."""
         self._open = True
         self._thread.start()
+        self._deadlines.start()
 
     def drain(self) -> None:
         """Take no more jobs and turn those away that wait; those that run go on."""
@@ -83,6 +93,7 @@ class Engine:
             with self._wake:
                 self._wake.notify_all()
             self._thread.join()
+        self._deadlines.stop()
         self._executor.close()
 
     def __enter__(self) -> Self:
@@ -116,8 +127,10 @@ class Engine:
             order = self._scheduler.order(time.monotonic())
         return {job.id: place for place, job in enumerate(order)}
 
-    def submit(self, plan: Plan, ask: Ask | None = None, source: Source | None = None) -> Job:
-        """Queue a request, with its known picture if it has one.
+    def submit(
+        self, plan: Plan, ask: Ask | None = None, source: Source | None = None, catalog: Catalog | None = None
+    ) -> Job:
+        """Queue a request, with its known picture if it has one, and the catalogue that it was planned for.
 
         Returns:
             The job; its ``result`` resolves to an :class:`Outcome`.
@@ -126,7 +139,9 @@ class Engine:
             QueueFullError: There is no place; says when to come again.
             EngineStoppedError: The engine is stopping.
         """
-        job = Job(plan, ask or Ask(), source)
+        job = Job(plan, ask or Ask(), source, catalog)
+        if self._watching is not None:
+            job.watcher = self._watching(job)
         with self._wake:
             if not self._open:
                 raise EngineStoppedError("the service is shutting down")
@@ -141,6 +156,7 @@ class Engine:
                 raise
             self._tell_positions(time.monotonic())
             self._wake.notify_all()
+            self._deadlines.came()
         return job
 
     def cancel(self, job: Job) -> None:
@@ -154,6 +170,9 @@ class Engine:
         if waited:
             # The event loop may be who cancels: it has no time to unload models.
             self._end(job, CancelledJobError("the job was cancelled"), unload=False)
+
+    def _present(self) -> list[Job]:
+        return [*self._scheduler.waiting, *self._scheduler.running, *self._finished]
 
     def _tell_positions(self, now: float) -> None:
         """Tell the waiting jobs' listeners where they stand; publishing never waits, so the lock may be held."""
@@ -200,7 +219,7 @@ class Engine:
                 self._tell_positions(now)
         try:
             for job in dropped:
-                told = CancelledJobError("the job was cancelled") if job.cancelled else DeadlineError(_late(job))
+                told = CancelledJobError("the job was cancelled") if job.cancelled else DeadlineError(late(job))
                 self._end(job, told)
             for job in admitted:
                 self._guarded(self._executor.start, job)
@@ -300,8 +319,11 @@ class Engine:
             self._scheduler.retire(over)
             stepped = [job for job in over if not job.over]
             self._finished += stepped
+        for job in over:
+            if job not in stepped:
+                self._settle(job)
         for job in stepped:
-            job.phase = Phase.DECODING
+            job.enter(Phase.DECODING)
 
     def _decode(self) -> None:
         """Decode some of the finished jobs: those that can be decoded with the first, up to the bound."""
@@ -330,28 +352,42 @@ class Engine:
             return self._executor.decode(batch)
         except Exception as error:
             if len(batch) == 1:
-                _LOG.exception("job %s failed", batch[0].id)
+                with about(request=batch[0].request, job=batch[0].id):
+                    _LOG.exception("job %s failed", batch[0].id)
                 return [(batch[0], error)]
             _LOG.exception("decoding %d jobs failed; each is decoded alone", len(batch))
         return [end for job in batch for end in self._decoded([job])]
 
     def _guarded(self, act: Callable[[Job], None], job: Job) -> None:
         """Do something for one job; an exception ends that job alone."""
-        try:
-            act(job)
-        except Exception as error:
-            _LOG.exception("job %s failed", job.id)
-            self._end(job, error)
+        with about(request=job.request, job=job.id):
+            try:
+                act(job)
+            except Exception as error:
+                _LOG.exception("job %s failed", job.id)
+                self._end(job, error)
 
     def _end(self, job: Job, how: Outcome | Exception, *, unload: bool = True) -> None:
-        if job.over:
+        """End a job, unless it ended at its deadline, and free what it held."""
+        if job.settled:
             return
         if isinstance(how, Exception):
             job.fail(how)
         else:
             job.succeed(how)
+        self._settle(job, unload=unload)
+
+    def _settle(self, job: Job, *, unload: bool = True) -> None:
+        """Free what a job that is over held, once."""
+        if job.settled:
+            return
+        job.settle()
         self._executor.release(job, unload=unload)
         self.metrics.jobs.labels(job.phase.value).inc()
+        if job.watcher is not None:
+            with contextlib.suppress(Exception):  # whoever watches must not stop the engine
+                job.watcher()
+            job.watcher = None
 
     def _observe(self) -> None:
         with self._wake:
@@ -359,8 +395,3 @@ class Engine:
         self.metrics.waiting.set(waiting)
         self.metrics.running.set(len(running))
         self.metrics.running_rows.set(sum(job.rows for job in running))
-
-
-def _late(job: Job) -> str:
-    limit = job.ask.timeout_s
-    return f"not done within {limit:g} s" if math.isfinite(limit) else "not done in time"

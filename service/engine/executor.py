@@ -3,7 +3,7 @@
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
@@ -35,7 +35,7 @@ class Executor:
     """Takes jobs through their states; called from the engine's thread alone.
 
     Args:
-        catalog: Where the models are.
+        catalog: Where the models of jobs are that name no catalogue of their own.
         forward_rows: How many rows one forward may take where the model's entry does not say; larger sets are split and
             put together again.
         decode_images: How many samples are decoded in one go.
@@ -47,7 +47,8 @@ class Executor:
     ) -> None:
         self._catalog = catalog
         self._decode_images = decode_images
-        self._conditions: LeastRecentlyUsed[Row, Condition] = LeastRecentlyUsed(_CACHED_CONDITIONS)
+        # What a prompt is to a model depends on the catalogue: a model of one name may be another after a reload.
+        self._conditions: LeastRecentlyUsed[tuple[Catalog, Row], Condition] = LeastRecentlyUsed(_CACHED_CONDITIONS)
         self._forward_rows = forward_rows
         # (model, sample shape) → how many rows one forward may take there.
         self._budgets: LeastRecentlyUsed[Hashable, RowBudget] = LeastRecentlyUsed(_BUDGETS)
@@ -58,19 +59,20 @@ class Executor:
 
     def hold(self, job: Job) -> None:
         """Keep the job's models loaded until :meth:`release`; any thread may ask."""
-        self._catalog.hold(job.plan.models)
+        self._catalog_of(job).hold(job.plan.models)
 
     def release(self, job: Job, *, unload: bool = True) -> None:
         """Undo :meth:`hold`; see :meth:`Catalog.release`."""
-        self._catalog.release(job.plan.models, unload=unload)
+        self._catalog_of(job).release(job.plan.models, unload=unload)
 
     def start(self, job: Job) -> None:
         """Encode the prompts, fix the course, draw z_T."""
-        job.started, job.phase = time.monotonic(), Phase.RUNNING
+        job.started = time.monotonic()
+        job.enter(Phase.RUNNING)
         models = self._models([job])
         job.noise = NoiseSource(job.params, job.plan.shape)
         canvas = None if job.source is None else _canvas(job.source, job.plan, models)
-        job.state = prepare(job.plan, models, job.noise.draw(), self._encode, canvas)
+        job.state = prepare(job.plan, models, job.noise.draw(), self._encoder(job), canvas)
         self._draw_ahead(job)
 
     def advance(self, jobs: Sequence[Job]) -> None:
@@ -82,11 +84,11 @@ class Executor:
         groups: dict[Hashable, list[Job]] = {}
         for job in jobs:
             state = _state(job)
-            groups.setdefault((state.z.shape[1:], state.z.device), []).append(job)
+            groups.setdefault((state.z.shape[1:], state.z.device, self._catalog_of(job)), []).append(job)
         for group in groups.values():
             before = [_state(job) for job in group]
             models = self._models(group)
-            answers = self._evaluate(before, models)
+            answers = self._evaluate(before, models, self._catalog_of(group[0]))
             after = step(before, answers, [_draw(job) for job in group])
             for job, state in zip(group, after, strict=True):
                 job.state, job.pending = state, None
@@ -121,19 +123,19 @@ class Executor:
 
     def decode_key(self, job: Job) -> Hashable:
         """What jobs must share to be decoded together."""
-        return job.plan.lead, job.plan.shape
+        return job.plan.lead, job.plan.shape, self._catalog_of(job)
 
     def close(self) -> None:
         """End the thread that draws noise."""
         self._drawing.shutdown(cancel_futures=True)
 
-    def _evaluate(self, states: Sequence[SamplerState], models: Mapping[str, Model]) -> list[Answer]:
+    def _evaluate(self, states: Sequence[SamplerState], models: Mapping[str, Model], catalog: Catalog) -> list[Answer]:
         asked = Counter[str]()
         for state in states:
             for row in state.plan.rows:
                 asked[row.model] += len(state.z)
         # What fits depends on the network and on the pictures' size; one's shortage must not slow the others down.
-        budgets = {name: self._budget(name, states[0].z.shape[1:]) for name in asked}
+        budgets = {name: self._budget(catalog, name, states[0].z.shape[1:]) for name in asked}
         while True:
             answers = self._try_evaluate(states, models, budgets, asked)
             if answers is not None:
@@ -146,9 +148,9 @@ class Executor:
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
 
-    def _budget(self, model: str, shape: Shape) -> RowBudget:
-        limit = self._catalog.entry(model).forward_rows or self._forward_rows
-        return self._budgets.get((model, shape), lambda: RowBudget(limit))
+    def _budget(self, catalog: Catalog, model: str, shape: Shape) -> RowBudget:
+        limit = catalog.entry(model).forward_rows or self._forward_rows
+        return self._budgets.get((catalog, model, shape), lambda: RowBudget(limit))
 
     def _try_evaluate(
         self,
@@ -207,16 +209,29 @@ class Executor:
         if job.noise is not None and not state.done and state.draws:
             job.pending = self._drawing.submit(job.noise.draw)
 
+    def _catalog_of(self, job: Job) -> Catalog:
+        return job.catalog or self._catalog
+
     def _decoder(self, job: Job) -> Model:
-        return self._catalog.get(job.plan.lead)
+        return self._catalog_of(job).get(job.plan.lead)
 
-    def _models(self, jobs: Iterable[Job]) -> Mapping[str, Model]:
-        return {name: self._catalog.get(name) for name in dict.fromkeys(n for job in jobs for n in job.plan.models)}
+    def _models(self, jobs: Sequence[Job]) -> Mapping[str, Model]:
+        """The models of jobs of one catalogue."""
+        catalog = self._catalog_of(jobs[0])
+        return {name: catalog.get(name) for name in dict.fromkeys(n for job in jobs for n in job.plan.models)}
 
-    def _encode(self, row: Row) -> Condition:
-        self._metrics.prompts.labels("hit" if row in self._conditions else "miss").inc()
-        adapters = dict(row.adapters)
-        return self._conditions.get(row, lambda: self._catalog.get(row.model).encode_prompts([row.text], adapters))
+    def _encoder(self, job: Job) -> Callable[[Row], Condition]:
+        """What encodes the prompts of a job, each once."""
+        catalog = self._catalog_of(job)
+
+        def encode(row: Row) -> Condition:
+            key = catalog, row
+            self._metrics.prompts.labels("hit" if key in self._conditions else "miss").inc()
+            return self._conditions.get(
+                key, lambda: catalog.get(row.model).encode_prompts([row.text], dict(row.adapters))
+            )
+
+        return encode
 
 
 def _state(job: Job) -> SamplerState:

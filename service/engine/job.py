@@ -1,9 +1,10 @@
 """One request inside the engine."""
 
 import math
+import threading
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -11,6 +12,7 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.catalog import Catalog
 from pipelines.composition import Expression, Path
 from pipelines.draws import Draw, NoiseSource
 from pipelines.params import SamplingParams
@@ -19,6 +21,7 @@ from pipelines.sampler import SamplerState
 from service.engine.events import Channel
 from service.engine.pace import Parts
 from service.engine.scheduler import DEFAULT_PRIORITY
+from service.logs import request_id
 
 
 class CancelledJobError(Exception):
@@ -156,13 +159,14 @@ class Ask:
 
 @dataclass(eq=False, slots=True)
 class Job:
-    """A request on its way through the engine. Any thread may read it; only the engine's thread moves it on, and what
-    stands below ``steps_taken`` is for that thread alone.
+    """A request on its way through the engine. Any thread may read it; only the engine's thread moves it on, but for
+    its end at the deadline, and what stands below ``steps_taken`` is for that thread alone.
 
     Attributes:
         plan: What it comes to.
         ask: What its caller wants besides.
         source: The known picture, if there is one.
+        catalog: Whose models it was planned for; None for the executor's own.
         id: Unlike any other.
         channel: What it tells listeners.
         result: Resolves to the outcome, or to the error that ended the job.
@@ -171,7 +175,11 @@ class Job:
         created: The same in Unix time.
         phase: Where it is.
         started: When it left the queue.
+        decoding: When its last step was taken.
         ended: When it reached its last phase.
+        request: The id of the request that made it, for the log.
+        watcher: Called when the engine is done with it.
+        settled: Whether the engine is done with it: what it held is free.
         steps_taken: How far it had come then.
         state: How far it is.
         noise: Where its noise comes from.
@@ -182,6 +190,7 @@ class Job:
     plan: Plan
     ask: Ask = field(default_factory=Ask)
     source: Source | None = None
+    catalog: Catalog | None = None
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     channel: Channel = field(default_factory=Channel)
     result: "Future[Outcome]" = field(default_factory=Future)
@@ -190,12 +199,17 @@ class Job:
     created: float = field(default_factory=time.time)
     phase: Phase = Phase.QUEUED
     started: float = 0.0
+    decoding: float = 0.0
     ended: float = 0.0
+    request: str = field(default_factory=request_id)
+    watcher: Callable[[], None] | None = None
+    settled: bool = False
     steps_taken: int = 0
     state: SamplerState | None = None
     noise: NoiseSource | None = None
     pending: "Future[Draw] | None" = None
     points: list[Point] = field(default_factory=list)
+    _moving: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def __post_init__(self) -> None:
         """Mark the result as running: then only the engine can end it, and no two threads race to."""
@@ -287,6 +301,18 @@ class Job:
         """Ask the engine to drop the job; harmless at any time and more than once."""
         self.cancelled = True
 
+    def enter(self, phase: Phase) -> None:
+        """Go on to a phase that is not the last, unless the job has ended."""
+        with self._moving:
+            if not self.over:
+                self.phase = phase
+                if phase is Phase.DECODING:
+                    self.decoding = time.monotonic()
+
+    def expire(self, error: Exception) -> None:
+        """Like :meth:`fail`, from any thread: the engine's own may be computing for the job, and settles it later."""
+        self._end(Phase.FAILED, error)
+
     def fail(self, error: Exception) -> None:
         """End the job with an error, unless it has ended."""
         self._end(Phase.CANCELLED if isinstance(error, CancelledJobError) else Phase.FAILED, error)
@@ -295,14 +321,19 @@ class Job:
         """End the job with its outcome, unless it has ended."""
         self._end(Phase.COMPLETED, outcome)
 
-    def _end(self, phase: Phase, with_what: "Outcome | Exception") -> None:
-        if self.over:
-            return
-        self.steps_taken, self.ended = self.index, time.monotonic()
-        # Latents, noise and the known picture are the engine's; what is kept of a job that is over is its answer.
+    def settle(self) -> None:
+        """Let go of latents, noise and the known picture: what is kept of a job that is over is its answer."""
+        self.settled = True
         self.source, self.state, self.noise, self.pending, self.points = None, None, None, None, []
-        # Whoever waits for the result must find the phase; whoever finds the phase first waits a moment for the result.
-        self.phase = phase
+
+    def _end(self, phase: Phase, with_what: "Outcome | Exception") -> None:
+        with self._moving:
+            if self.over:
+                return
+            self.steps_taken, self.ended = self.index, time.monotonic()
+            # Whoever waits for the result must find the phase; whoever finds the phase first waits a moment for the
+            # result.
+            self.phase = phase
         if isinstance(with_what, Exception):
             self.result.set_exception(with_what)
         else:

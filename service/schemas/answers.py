@@ -242,6 +242,12 @@ class ModelInfo(BaseModel):
     guidance: Annotated[Guidance | None, Field(description="What a guidance scale means to it.")] = None
     paints: Annotated[bool | None, Field(description="Whether it is an inpainting model.")] = None
     calibrated: bool | None = None
+    error: Annotated[
+        str | None, Field(description="Why it cannot be loaded; it stays so until its operator mends it.")
+    ] = None
+    lora_errors: Annotated[
+        dict[str, str] | None, Field(description="Of LoRAs that cannot be loaded, why; requests that name one fail.")
+    ] = None
 
 
 class ModelList(BaseModel):
@@ -256,3 +262,12 @@ class Health(BaseModel):
 
     status: str
     detail: str | None = None
+
+
+class Reloaded(BaseModel):
+    """What a reload of the catalogue changed; names of models."""
+
+    added: list[str]
+    changed: Annotated[list[str], Field(description="Entry or files are others, or it could not be loaded before.")]
+    removed: list[str]
+    failed: Annotated[dict[str, str], Field(description="Of models that cannot be loaded, why.")]

@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import io
+import signal
 import subprocess
 import sys
 import time
@@ -235,6 +236,13 @@ def test_a_catalogue_of_the_operator_s_own(tmp_path):
                 assert answer.headers["content-type"] == "application/problem+json"
                 assert answer.json()["status"] == status
             assert "latent: latent" in answers[422].json()["detail"]
+            catalog.write_text('[models.latent]\nsource = "sd"\n')
+            running.process.send_signal(signal.SIGHUP)
+            until(lambda: [m["id"] for m in client.get("/v1/models").json()["data"]] == ["latent"])
+            catalog.write_text("[models.latent")
+            running.process.send_signal(signal.SIGHUP)
+            until(lambda: "the catalogue stays as it was: superdiff.toml: not TOML" in (tmp_path / "log").read_text())
+            assert client.post(AND, json=BODY | {"steps": 2}).status_code == 200
     finally:
         running.stop()
 

@@ -24,6 +24,7 @@ SAMPLES = [
     (science.UnknownModelError("x", ("shapes",)), 404),
     (science.NonFiniteError("the sample overflowed"), 422),
     (science.ModelLoadError("broken: truncated"), 503),
+    (science.ModelUnavailableError("far: the hub cannot be reached"), 503),
     (science.CatalogError("bad"), 500),
     (QueueFullError("7 jobs are waiting already", 7), 429),
     (EngineStoppedError("the service is shutting down"), 503),
@@ -69,9 +70,10 @@ def test_every_exception_becomes_its_problem(client, index):
     body = answer.json()
     assert body["status"] == status
     assert body["title"] == HTTPStatus(status).phrase
-    assert body["detail"] == str(error)
+    lasting = type(error) is science.ModelLoadError
+    assert body["detail"] == str(error) + "; it stays so until the service's operator mends it" * lasting
     assert body["instance"] == f"/fail/{index}"
-    assert ("retry-after" in answer.headers) == (status in {429, 503})
+    assert ("retry-after" in answer.headers) == (status in {429, 503} and not lasting)
 
 
 def test_a_bug_gives_an_id_and_no_inside(client):

@@ -6,11 +6,12 @@ from diffusers import StableDiffusionPipeline
 from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
+from safetensors.torch import load_file, save_file
 
 from pipelines.catalog import Catalog
 from pipelines.composition import And, Or, Prompt
 from pipelines.entry import Entry
-from pipelines.errors import InvalidInputError, ModelLoadError
+from pipelines.errors import InvalidInputError
 from pipelines.families.stable_diffusion import StableDiffusion
 from pipelines.model import LoadOptions
 from pipelines.networks import collate
@@ -136,14 +137,21 @@ def test_an_unknown_lora_is_refused_by_name(model):
     assert refused.value.field == ("terms", 1, "lora")
 
 
-def test_a_lora_that_is_missing_or_does_not_fit_is_named(folder, tmp_path):
-    bad = tmp_path / "bad.safetensors"
-    bad.write_bytes((folder / "ink.safetensors").read_bytes()[:100])
-    for file, told in ((tmp_path / "none.safetensors", "there is no file none.safetensors"), (bad, "does not fit")):
-        catalog = Catalog([Entry("m", folder / "sd", loras={"mine": file})], "cpu")
-        with pytest.raises(ModelLoadError, match=f"^m: the LoRA 'mine'.*{told}") as refused:
-            catalog.get("m")
-        assert str(tmp_path) not in str(refused.value)
+def test_a_lora_that_is_missing_or_does_not_fit_leaves_the_model_and_the_others(folder, model, tmp_path):
+    cut, other = tmp_path / "cut.safetensors", tmp_path / "other.safetensors"
+    cut.write_bytes((folder / "ink.safetensors").read_bytes()[:100])
+    narrower = {key: weight[..., :-1].contiguous() for key, weight in load_file(folder / "ink.safetensors").items()}
+    save_file(narrower, other)
+    loras = {"none": tmp_path / "none.safetensors", "cut": cut, "other": other, "ink": folder / "ink.safetensors"}
+    mixed = Catalog([Entry("m", folder / "sd", loras=loras)], "cpu").get("m")
+    assert mixed.card.adapters == ("ink",)
+    broken = mixed.card.broken_adapters
+    assert list(broken) == ["none", "cut", "other"]
+    assert broken["none"] == "there is no file none.safetensors"
+    assert all("does not fit" in broken[name] for name in ("cut", "other"))
+    assert str(tmp_path) not in str(broken)
+    applied = [{"ink": 1.0}, {}]
+    torch.testing.assert_close(mixed.predict_noise(*rows(mixed, applied)), model.predict_noise(*rows(model, applied)))
 
 
 def test_dora_rows_are_grouped_and_right(folder, tmp_path):

@@ -293,6 +293,24 @@ def test_a_job_that_is_late_fails_and_frees_its_rows(catalog):
         assert patient.result.result(WAIT)
 
 
+def test_a_late_job_is_told_while_the_device_is_in_a_long_forward(catalog):
+    """Its rows and its models are the engine's to free, when that forward is over."""
+    held = Held(catalog)
+    with Engine(held, Limits(running_rows=1)) as engine:
+        running = submit(engine, one("a"), SamplingParams(steps=5), Ask(timeout_s=0.2))
+        waiting = submit(engine, one("b"), SamplingParams(steps=5), Ask(timeout_s=0.1))
+        assert held.stepping.wait(WAIT)
+        for job in (waiting, running):
+            with pytest.raises(DeadlineError):
+                job.result.result(5)
+            assert (job.phase, job.settled) == (Phase.FAILED, False)
+        assert running.state is not None
+        held.go.set()
+        assert submit(engine, one("c"), SamplingParams(steps=1)).result.result(WAIT)
+        assert (running.settled, running.state, waiting.settled) == (True, None, True)
+    assert catalog._residency._slots["one"].holders == 0
+
+
 class Decoding(Executor):
     """An executor whose decoding waits until it is let go."""
 
