@@ -66,7 +66,7 @@ def create_app(
         title="superdiff-serve", version=version("superdiff-serve"), description=_DESCRIPTION, lifespan=lifespan
     )
     app.state.services = services
-    app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
+    app.add_middleware(BodyLimit, limit=settings.max_body_bytes, together=settings.max_bodies_bytes)
     faults.install(app, problem.render, {openai.PREFIX: openai.render, **sdapi.DIALECT})
     for router in (
         superpose.router,

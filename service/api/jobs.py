@@ -16,6 +16,7 @@ from service.api.answers import (
     lift_picture,
     lift_scale,
 )
+from service.api.bodies import Route
 from service.api.caller import CallerDep
 from service.api.problem import Problem
 from service.api.waiting import when_over
@@ -24,7 +25,7 @@ from service.pictures import ImageFormat
 from service.schemas.answers import JobInfo, JobList
 from service.services import ServicesDep
 
-router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses={404: {"model": Problem}})
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses={404: {"model": Problem}}, route_class=Route)
 
 JobId = Annotated[str, Path(max_length=64, description="As the answer or Location told it.")]
 _IMAGES: Final[dict[int | str, dict[str, Any]]] = {

@@ -4,11 +4,12 @@ from dataclasses import asdict
 
 from fastapi import APIRouter
 
+from service.api.bodies import Route
 from service.api.problem import Problem
 from service.schemas.answers import ModelInfo, ModelList, Space
 from service.services import Services, ServicesDep
 
-router = APIRouter(prefix="/v1", tags=["models"])
+router = APIRouter(prefix="/v1", tags=["models"], route_class=Route)
 
 
 @router.get("/models")

@@ -29,7 +29,8 @@ class Problem(BaseModel):
     status: int
     detail: str
     instance: str
-    errors: list[FieldProblem] = []
+    errors: Annotated[list[FieldProblem], Field(description="The fields at fault, the first of many.")] = []
+    errors_left_out: Annotated[int | None, Field(description="How many further fields are at fault.")] = None
     queue_position: int | None = None
 
 
@@ -47,6 +48,7 @@ def problem(fault: Fault, instance: str) -> Problem:
         detail=fault.detail,
         instance=instance,
         errors=places,
+        errors_left_out=fault.left_out or None,
         queue_position=fault.queue_position,
     )
 

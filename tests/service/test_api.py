@@ -197,8 +197,8 @@ def test_each_operator_has_its_own_fields(client, path, change, pointer):
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity"])
 def test_numbers_must_be_finite(client, number):
     text = json.dumps(BODY)[:-1] + f', "guidance_scale": {number}}}'
-    problem = refused(client.post(OR, content=text, headers={"Content-Type": "application/json"}), 422)
-    assert problem["errors"][0]["pointer"] == "#/guidance_scale"
+    problem = refused(client.post(OR, content=text, headers={"Content-Type": "application/json"}), 400)
+    assert number in problem["detail"]
 
 
 def test_all_faults_are_named_at_once(client):

@@ -16,6 +16,7 @@ from service.faults import STATUS, install, pointer
 from service.idempotency import IdempotencyError
 from service.pictures import PictureTooLargeError
 from service.registry import UnknownJobError
+from service.strict_json import NestedTooDeepError, NotJsonError, TooManyItemsError
 
 SAMPLES = [
     (science.InvalidInputError("steps must be at least 1, got 0", field=("steps",)), 422),
@@ -31,6 +32,9 @@ SAMPLES = [
     (DeadlineError("not done within 3 s"), 504),
     (UnknownJobError("no job 'x'"), 404),
     (IdempotencyError("the key came before"), 409),
+    (NotJsonError("the body has the key 'a' twice"), 400),
+    (TooManyItemsError("the body holds more than 9 keys and values"), 413),
+    (NestedTooDeepError("the body is nested more than 9 deep"), 422),
 ]
 
 

@@ -25,7 +25,8 @@ def render(request: Request, fault: Fault) -> JSONResponse:
 def error_of(fault: Fault) -> dict[str, Any]:
     """The body of a fault; a fault in an expression's text tells its column besides."""
     # Two native fields may be one here: a size is a width and a height.
-    told = "; ".join(dict.fromkeys(_told(place) for place in fault.places))
+    more = [f"and {fault.left_out} more"] if fault.left_out else []
+    told = "; ".join([*dict.fromkeys(_told(place) for place in fault.places), *more])
     first = fault.places[0] if fault.places else None
     error = Error(
         message=told or fault.detail,

@@ -28,7 +28,8 @@ _IN_SENTENCES: Final = re.compile(r"\b(guidance_scale|num_images|mask_feather)\b
 def render(request: Request, fault: Fault) -> JSONResponse:
     """The response that carries a fault."""
     detail = _renamed(fault.detail)
-    places = "; ".join(map(_told, fault.places))
+    more = [f"and {fault.left_out} more"] if fault.left_out else []
+    places = "; ".join([*map(_told, fault.places), *more])
     document = {
         "error": fault.status.phrase,
         "detail": places or detail,
