@@ -13,6 +13,8 @@ from pipelines.catalog import Catalog
 from pipelines.errors import PipelineError
 from service import faults
 from service.api import density, health, jobs, models, openai, problem, superpose, trajectory
+from service.api.methods import Methods, allowed
+from service.api.published import publish
 from service.api.sdapi import mount as sdapi
 from service.body_limit import BodyLimit
 from service.engine.engine import Engine
@@ -63,11 +65,18 @@ def create_app(
         await asyncio.to_thread(engine.stop, settings.grace_s)
 
     app = FastAPI(
-        title="superdiff-serve", version=version("superdiff-serve"), description=_DESCRIPTION, lifespan=lifespan
+        title="superdiff-serve",
+        version=version("superdiff-serve"),
+        description=_DESCRIPTION,
+        lifespan=lifespan,
+        docs_url=None,  # the page's, without foreign hosts
+        redoc_url=None,
     )
     app.state.services = services
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes, together=settings.max_bodies_bytes)
-    faults.install(app, problem.render, {openai.PREFIX: openai.render, **sdapi.DIALECT})
+    app.add_middleware(Methods)
+    dialects = {openai.PREFIX: openai.DIALECT, **sdapi.DIALECTS}
+    faults.install(app, problem.DIALECT, dialects, lambda request: allowed(request.app, request.scope))
     for router in (
         superpose.router,
         density.router,
@@ -80,6 +89,7 @@ def create_app(
         app.include_router(router)
     sdapi.mount(app)
     page.mount(app)
+    publish(app, problem.DIALECT, dialects)
     return app
 
 

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from pipelines.errors import (
@@ -93,7 +94,19 @@ class Fault:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-Renderer = Callable[[Request, Fault], Response]
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """How a dialect tells faults.
+
+    Attributes:
+        render: Makes the answer.
+        error: What the answer's body holds.
+        media_type: Of that body.
+    """
+
+    render: Callable[[Request, Fault], Response]
+    error: type[BaseModel]
+    media_type: str = "application/json"
 
 
 def fault_of(error: Exception, reference: str | None = None) -> Fault:
@@ -122,19 +135,29 @@ def fault_of(error: Exception, reference: str | None = None) -> Fault:
     return Fault(status, str(error), places, queue_position=waiting, headers=headers)
 
 
-def install(app: FastAPI, default: Renderer, dialects: Mapping[str, Renderer]) -> None:
+def dialect_of(path: str, native: Dialect, dialects: Mapping[str, Dialect]) -> Dialect:
+    """The dialect of a path; see :func:`install`."""
+    found = [prefix for prefix in dialects if path == prefix or path.startswith(f"{prefix}/")]
+    return dialects[max(found, key=len)] if found else native
+
+
+def install(
+    app: FastAPI,
+    native: Dialect,
+    dialects: Mapping[str, Dialect],
+    methods: Callable[[Request], Sequence[str]] = lambda _: (),
+) -> None:
     """Let the app answer every exception as the dialect of the path does.
 
     Args:
         app: The application.
-        default: Renders faults on paths of no dialect.
-        dialects: The first part of a dialect's paths → its renderer.
+        native: The dialect of paths that are no other's.
+        dialects: The first part of a dialect's paths → the dialect.
+        methods: Those that the resource of a request has.
     """
 
     def rendered(request: Request, fault: Fault) -> Response:
-        path = request.url.path
-        found = [prefix for prefix in dialects if path == prefix or path.startswith(f"{prefix}/")]
-        return dialects[max(found, key=len)](request, fault) if found else default(request, fault)
+        return dialect_of(request.url.path, native, dialects).render(request, fault)
 
     async def known(request: Request, error: Exception) -> Response:
         return rendered(request, fault_of(error))
@@ -149,7 +172,10 @@ def install(app: FastAPI, default: Renderer, dialects: Mapping[str, Renderer]) -
             # FastAPI has one sentence for whatever reading a body raises.
             return rendered(request, _unreadable(error.__cause__, encoded="content-encoding" in request.headers))
         status = HTTPStatus(error.status_code)
-        return rendered(request, Fault(status, error.detail, headers={**_retry(status), **(error.headers or {})}))
+        headers = {**_retry(status), **(error.headers or {})}
+        if status is HTTPStatus.METHOD_NOT_ALLOWED:
+            headers["Allow"] = ", ".join(methods(request))
+        return rendered(request, Fault(status, error.detail, headers=headers))
 
     for kind in STATUS:
         app.add_exception_handler(kind, known)

@@ -17,7 +17,7 @@ class _BoundedRequest(Request):
     async def stream(self) -> AsyncGenerator[bytes, None]:
         """The body as it comes; see :class:`service.strict_json.Scan` for what is raised."""
         services: Services = self.app.state.services
-        is_json = "json" in self.headers.get("content-type", "").lower()
+        is_json = "json" in self.headers.get("content-type", "").partition(";")[0].lower()
         scan = strict_json.Scan(services.settings.json_bounds)
         async for chunk in super().stream():
             if is_json:

@@ -35,7 +35,7 @@ async def readyz(services: ServicesDep) -> Health:
     return Health(status="ready", detail=f"not loaded: {', '.join(missing)}" if missing else None)
 
 
-@router.get("/metrics", response_class=Response)
+@router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
 async def metrics(services: ServicesDep) -> Response:
     """Prometheus's text format."""
     return Response(generate_latest(services.engine.metrics.registry), media_type=CONTENT_TYPE_LATEST)

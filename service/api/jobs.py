@@ -8,6 +8,7 @@ from fastapi import APIRouter, Header, Path, Query, Response
 from sse_starlette import EventSourceResponse
 from starlette.exceptions import HTTPException
 
+from service.api.accept import EVENT_STREAM
 from service.api.answers import (
     drawn_outcome,
     events,
@@ -59,7 +60,7 @@ async def cancel_job(job_id: JobId, services: ServicesDep) -> JobInfo:
     return job_info(record, services.engine.positions())
 
 
-@router.get("/{job_id}/events", responses={200: {"content": {"text/event-stream": {}}}})
+@router.get("/{job_id}/events", responses={200: {"content": {EVENT_STREAM: {}}}}, response_class=Response)
 async def job_events(
     job_id: JobId,
     services: ServicesDep,

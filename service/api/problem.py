@@ -6,7 +6,7 @@ from fastapi import Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
-from service.faults import Fault, pointer
+from service.faults import Dialect, Fault, pointer
 
 MEDIA_TYPE: Final = "application/problem+json"
 
@@ -57,3 +57,7 @@ def render(request: Request, fault: Fault) -> JSONResponse:
     """The response that carries a fault."""
     document = problem(fault, request.url.path).model_dump(exclude_none=True)
     return JSONResponse(document, fault.status, fault.headers, MEDIA_TYPE)
+
+
+DIALECT: Final = Dialect(render, Problem, MEDIA_TYPE)
+"""The native one."""

@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from pipelines import errors as science
-from service.api.problem import MEDIA_TYPE, render
+from service.api.problem import DIALECT, MEDIA_TYPE
 from service.engine.job import CancelledJobError, DeadlineError, EngineStoppedError
 from service.engine.scheduler import QueueFullError
 from service.faults import STATUS, install, pointer
@@ -41,7 +41,7 @@ SAMPLES = [
 @pytest.fixture
 def client():
     app = FastAPI()
-    install(app, render, {})
+    install(app, DIALECT, {})
 
     @app.get("/fail/{index}")
     async def fail(index: int) -> None:

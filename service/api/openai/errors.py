@@ -7,8 +7,8 @@ from typing import Any, Final
 from fastapi import Request
 from fastapi.responses import JSONResponse
 
-from service.api.openai.schemas import Error
-from service.faults import Fault, Place
+from service.api.openai.schemas import Error, ErrorResponse
+from service.faults import Dialect, Fault, Place
 
 _CODES: Final = {
     HTTPStatus.UNAUTHORIZED: "invalid_api_key",
@@ -61,3 +61,7 @@ def _code(fault: Fault) -> str:
     if fault.status is HTTPStatus.NOT_FOUND:
         return "model_not_found" if fault.places else "unknown_url"
     return _CODES.get(fault.status, fault.status.name.lower())
+
+
+DIALECT: Final = Dialect(render, ErrorResponse)
+"""How it tells faults."""

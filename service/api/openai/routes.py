@@ -51,7 +51,7 @@ async def edits(
     request: Request, services: ServicesDep, caller: CallerDep, idempotency_key: IdempotencyKey = None
 ) -> Response:
     """Pictures that begin from one: painted anew where the mask is transparent, or all of it at a strength."""
-    fields, files = await read_form(request)
+    fields, files = await read_form(request, services.settings.json_bounds)
     try:
         asked = ImageRequest.model_validate(fields)
     except ValidationError as error:
