@@ -60,7 +60,7 @@ class Settings(BaseSettings):
     send_timeout_s: Annotated[
         float, Field(gt=0, description="Seconds that a client may take nothing of an answer.")
     ] = 60.0
-    keep_alive_s: Annotated[float, Field(gt=0, description="Seconds that a connection may stay idle.")] = 5.0
+    keep_alive_s: Annotated[int, Field(ge=1, description="Seconds that a connection may stay idle.")] = 5
     grace_s: Annotated[float, Field(ge=0, description="Seconds that running jobs get at shutdown.")] = 30.0
 
     @property

@@ -25,6 +25,7 @@ def serve(
     import uvicorn
 
     from service.app import create_app
+    from service.connections import server_options
     from service.services import Services
 
     given = {"host": host, "port": port, "catalog": catalog, "device": device, "fast": fast}
@@ -48,6 +49,10 @@ def serve(
             await super().shutdown(sockets)
 
     config = uvicorn.Config(
-        application, host=settings.host, port=settings.port, timeout_graceful_shutdown=_LAST_ANSWERS_S
+        application,
+        host=settings.host,
+        port=settings.port,
+        timeout_graceful_shutdown=_LAST_ANSWERS_S,
+        **server_options(settings),
     )
     Server(config).run()
