@@ -118,7 +118,7 @@ class PatientProtocol(H11Protocol):
             super().send_400_response(msg)
 
     def _await(self, awaited: Any) -> None:
-        """Wait for headers (IDLE), for a body (SEND_BODY) or for neither; the time of what is awaited already goes on."""
+        """Wait for headers (IDLE), for a body (SEND_BODY) or for neither; what is awaited already has its time."""
         if awaited is self._awaited:
             return
         self._awaited, self._received = awaited, 0

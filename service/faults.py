@@ -28,7 +28,7 @@ from service.engine.scheduler import QueueFullError
 from service.idempotency import IdempotencyError
 from service.pictures import PictureTooLargeError
 from service.registry import UnknownJobError
-from service.schemas.fields import within_sentence
+from service.schemas.fields import MOST_PLACES, within_sentence
 from service.strict_json import NestedTooDeepError, NotJsonError, TooManyItemsError
 
 _LOG: Final = logging.getLogger(__name__)
@@ -52,8 +52,6 @@ STATUS: Final[Mapping[type[Exception], HTTPStatus]] = {
     TooManyItemsError: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     NestedTooDeepError: HTTPStatus.UNPROCESSABLE_ENTITY,
 }
-MOST_PLACES: Final = 20
-"""Of one refusal: of more fields at fault, the others are only counted."""
 # Seconds after which to ask again, where nothing better is known.
 _RETRY_AFTER_S: Final = {HTTPStatus.TOO_MANY_REQUESTS: 5, HTTPStatus.SERVICE_UNAVAILABLE: 10}
 
@@ -209,7 +207,7 @@ def refusal(error: RequestValidationError) -> Fault:
 
 def fields_at_fault(faults: Sequence[Mapping[str, Any]]) -> Fault:
     """422 with what pydantic found, of many faults the first."""
-    places = tuple(Place(_path(fault), _told(fault)) for fault in faults[:MOST_PLACES])
+    places = tuple(Place(_path(fault), within_sentence(str(fault["msg"]))) for fault in faults[:MOST_PLACES])
     left_out = len(faults) - len(places)
     more = [f"and {left_out} more"] if left_out else []
     detail = "; ".join([*(f"{pointer(place.path)}: {place.detail}" for place in places), *more])
@@ -225,9 +223,3 @@ def _path(fault: Mapping[str, Any]) -> tuple[str | int, ...]:
     """Where the fault lies: inside the body without a word before it, elsewhere after "header", "path" or "query"."""
     where, *path = fault["loc"]
     return tuple(path) if where == "body" else (where, *path)
-
-
-def _told(fault: Mapping[str, Any]) -> str:
-    if fault["type"] == "extra_forbidden":
-        return "there is no such field"
-    return within_sentence(str(fault["msg"]))

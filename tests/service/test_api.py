@@ -134,7 +134,7 @@ def test_other_sizes(client):
 BAD = [
     ({"components": []}, "#/components", "at least 1"),
     ({"components": ["a"] * 17}, "#/components", "at most 16"),
-    ({"components": [{"prompt": "a", "wieght": 1}]}, "#/components/0/wieght", "no such field"),
+    ({"components": [{"prompt": "a", "wieght": 1}]}, "#/components/0/wieght", "did you mean `weight`?"),
     ({"components": [{"model": "one"}]}, "#/components/0/prompt", "required"),
     ({"components": [7]}, "#/components/0", "valid dictionary"),
     ({"components": ["x" * 4001]}, "#/components/0/prompt", "at most 4000"),
@@ -168,7 +168,7 @@ BAD = [
     ({"priority": -1}, "#/priority", "greater than or equal to 0"),
     ({"timeout_s": 0}, "#/timeout_s", "greater than 0"),
     ({"timeout_s": 1e6}, "#/timeout_s", "less than or equal to 86400"),
-    ({"stpes": 3}, "#/stpes", "no such field"),
+    ({"stpes": 3}, "#/stpes", "there is no field `stpes`; did you mean `steps`?"),
 ]
 
 
