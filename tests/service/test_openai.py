@@ -115,6 +115,7 @@ def test_superdiff_may_be_json_and_single_fields_besides():
         ([("superdiff[a", "1")], ("superdiff[a",), "no name of a nested field"),
         ([("superdiff[a]b", "1")], ("superdiff[a]b",), "no name of a nested field"),
         ([("superdiff" + "[a]" * 1000, "1")], ("superdiff" + "[a]" * 1000,), "no name of a nested field"),
+        ([("", "1"), ("", "2")], ("",), "more than once"),
         ([("superdiff", "[" * 100_000)], ("superdiff",), "nested more than 32 deep"),
         ([("superdiff", '{"a": 1, "a": 2}')], ("superdiff",), "twice"),
         ([("superdiff", "{")], ("superdiff",), "not JSON"),

@@ -121,7 +121,7 @@ def _path(name: str) -> tuple[str, ...]:
 
 def _put(fields: dict[str, Any], path: tuple[str, ...], values: list[Any]) -> None:
     """Write the values of one name into the nested fields."""
-    is_list = path[-1] == ""
+    is_list = len(path) > 1 and path[-1] == ""
     *parents, name = path[:-1] if is_list else path
     if len(values) > 1 and not is_list:
         raise InvalidInputError("is given more than once", field=path)
