@@ -13,6 +13,8 @@ from pipelines.catalog import Catalog
 from service import faults
 from service.access import Access
 from service.api import admin, density, health, jobs, models, openai, problem, superpose, trajectory
+from service.api.methods import Methods, allowed
+from service.api.published import publish
 from service.api.sdapi import mount as sdapi
 from service.body_limit import BodyLimit
 from service.engine.engine import Engine
@@ -74,14 +76,21 @@ def create_app(
             await asyncio.to_thread(tracing.close)
 
     app = FastAPI(
-        title="superdiff-serve", version=version("superdiff-serve"), description=_DESCRIPTION, lifespan=lifespan
+        title="superdiff-serve",
+        version=version("superdiff-serve"),
+        description=_DESCRIPTION,
+        lifespan=lifespan,
+        docs_url=None,  # the page's, without foreign hosts
+        redoc_url=None,
     )
     app.state.services = services
-    app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
+    app.add_middleware(BodyLimit, limit=settings.max_body_bytes, together=settings.max_bodies_bytes)
+    app.add_middleware(Methods)
     app.add_middleware(Access)
     if tracing is not None:
         tracing.instrument(app)
-    faults.install(app, problem.render, {openai.PREFIX: openai.render, **sdapi.DIALECT})
+    dialects = {openai.PREFIX: openai.DIALECT, **sdapi.DIALECTS}
+    faults.install(app, problem.DIALECT, dialects, lambda request: allowed(request.app, request.scope))
     for router in (
         superpose.router,
         density.router,
@@ -95,6 +104,7 @@ def create_app(
         app.include_router(router)
     sdapi.mount(app)
     page.mount(app)
+    publish(app, problem.DIALECT, dialects)
     return app
 
 

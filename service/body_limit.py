@@ -1,4 +1,4 @@
-"""A bound on request bodies that is refused like everything else: with a problem document.
+"""Bounds on the bytes of request bodies that are refused like everything else: with a problem document.
 
 Starlette's own middleware answers in plain text; this one lets the exception handlers speak.
 """
@@ -11,10 +11,19 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
 class BodyLimit:
-    """Raise 413 where the application reads more than ``limit`` bytes, or is told that there will be more."""
+    """Raise 413 where a body is too large, or is told to be, and 503 where all bodies together are.
 
-    def __init__(self, app: ASGIApp, limit: int) -> None:
-        self._app, self._limit = app, limit
+    For the event loop's thread alone.
+
+    Args:
+        app: The application.
+        limit: The most bytes of one body.
+        together: The most bytes of the bodies of all requests that are not answered yet.
+    """
+
+    def __init__(self, app: ASGIApp, limit: int, together: int) -> None:
+        self._app, self._limit, self._together = app, limit, together
+        self._held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on, counting what is received."""
@@ -28,10 +37,20 @@ class BodyLimit:
         async def counted() -> Message:
             nonlocal received
             message = await receive()
-            received += len(message.get("body", b""))
+            size = len(message.get("body", b""))
+            received += size
+            self._held += size
             if too_large or received > self._limit:
-                detail = f"the body is larger than the {self._limit} bytes that this service allows"
+                detail = f"the body is larger than the {self._limit} bytes that this service allows (max_body_bytes)"
                 raise HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, detail)
+            if self._held > self._together:
+                detail = (
+                    f"the bodies of all requests are larger than {self._together} bytes together (max_bodies_bytes)"
+                )
+                raise HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, detail)
             return message
 
-        await self._app(scope, counted, send)
+        try:
+            await self._app(scope, counted, send)
+        finally:
+            self._held -= received

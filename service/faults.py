@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from pipelines.errors import (
@@ -29,7 +30,8 @@ from service.idempotency import IdempotencyError
 from service.logs import request_id
 from service.pictures import PictureTooLargeError
 from service.registry import UnknownJobError
-from service.schemas.fields import within_sentence
+from service.schemas.fields import MOST_PLACES, within_sentence
+from service.strict_json import NestedTooDeepError, NotJsonError, TooManyItemsError
 
 _LOG: Final = logging.getLogger(__name__)
 
@@ -49,6 +51,9 @@ STATUS: Final[Mapping[type[Exception], HTTPStatus]] = {
     DeadlineError: HTTPStatus.GATEWAY_TIMEOUT,
     UnknownJobError: HTTPStatus.NOT_FOUND,
     IdempotencyError: HTTPStatus.CONFLICT,
+    NotJsonError: HTTPStatus.BAD_REQUEST,
+    TooManyItemsError: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    NestedTooDeepError: HTTPStatus.UNPROCESSABLE_ENTITY,
 }
 # Seconds after which to ask again, where nothing better is known.
 _RETRY_AFTER_S: Final = {HTTPStatus.TOO_MANY_REQUESTS: 5, HTTPStatus.SERVICE_UNAVAILABLE: 10}
@@ -76,7 +81,8 @@ class Fault:
     Attributes:
         status: The HTTP status.
         detail: One sentence for the client, without internals.
-        places: The fields at fault, if it is about fields.
+        places: The fields at fault, if it is about fields; at most MOST_PLACES.
+        left_out: How many further fields are at fault.
         queue_position: How many jobs wait already, if the queue is full.
         headers: What the answer carries besides.
     """
@@ -84,11 +90,24 @@ class Fault:
     status: HTTPStatus
     detail: str
     places: tuple[Place, ...] = ()
+    left_out: int = 0
     queue_position: int | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-Renderer = Callable[[Request, Fault], Response]
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """How a dialect tells faults.
+
+    Attributes:
+        render: Makes the answer.
+        error: What the answer's body holds.
+        media_type: Of that body.
+    """
+
+    render: Callable[[Request, Fault], Response]
+    error: type[BaseModel]
+    media_type: str = "application/json"
 
 
 def fault_of(error: Exception, reference: str | None = None) -> Fault:
@@ -116,22 +135,32 @@ def fault_of(error: Exception, reference: str | None = None) -> Fault:
         if error.retry_after_s is not None:
             headers = {"Retry-After": str(max(1, math.ceil(error.retry_after_s)))}
     detail = f"{error}; it stays so until the service's operator mends it" if lasting else str(error)
-    return Fault(status, detail, places, waiting, headers)
+    return Fault(status, detail, places, queue_position=waiting, headers=headers)
 
 
-def install(app: FastAPI, default: Renderer, dialects: Mapping[str, Renderer]) -> None:
+def dialect_of(path: str, native: Dialect, dialects: Mapping[str, Dialect]) -> Dialect:
+    """The dialect of a path; see :func:`install`."""
+    found = [prefix for prefix in dialects if path == prefix or path.startswith(f"{prefix}/")]
+    return dialects[max(found, key=len)] if found else native
+
+
+def install(
+    app: FastAPI,
+    native: Dialect,
+    dialects: Mapping[str, Dialect],
+    methods: Callable[[Request], Sequence[str]] = lambda _: (),
+) -> None:
     """Let the app answer every exception as the dialect of the path does.
 
     Args:
         app: The application.
-        default: Renders faults on paths of no dialect.
-        dialects: The first part of a dialect's paths → its renderer.
+        native: The dialect of paths that are no other's.
+        dialects: The first part of a dialect's paths → the dialect.
+        methods: Those that the resource of a request has.
     """
 
     def rendered(request: Request, fault: Fault) -> Response:
-        path = request.url.path
-        found = [prefix for prefix in dialects if path == prefix or path.startswith(f"{prefix}/")]
-        return dialects[max(found, key=len)](request, fault) if found else default(request, fault)
+        return dialect_of(request.url.path, native, dialects).render(request, fault)
 
     async def known(request: Request, error: Exception) -> Response:
         return rendered(request, fault_of(error))
@@ -143,10 +172,13 @@ def install(app: FastAPI, default: Renderer, dialects: Mapping[str, Renderer]) -
     async def http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         if isinstance(error.__cause__, Exception) and error.status_code == HTTPStatus.BAD_REQUEST:
-            # FastAPI has one sentence for whatever json.loads raises.
+            # FastAPI has one sentence for whatever reading a body raises.
             return rendered(request, _unreadable(error.__cause__, encoded="content-encoding" in request.headers))
         status = HTTPStatus(error.status_code)
-        return rendered(request, Fault(status, error.detail, headers={**_retry(status), **(error.headers or {})}))
+        headers = {**_retry(status), **(error.headers or {})}
+        if status is HTTPStatus.METHOD_NOT_ALLOWED:
+            headers["Allow"] = ", ".join(methods(request))
+        return rendered(request, Fault(status, error.detail, headers=headers))
 
     for kind in STATUS:
         app.add_exception_handler(kind, known)
@@ -160,24 +192,18 @@ def _retry(status: HTTPStatus) -> dict[str, str]:
 
 
 def _unreadable(cause: Exception, *, encoded: bool) -> Fault:
-    """415 for a compressed body, 422 for endless nesting, 400 for broken text or numbers of thousands of digits."""
+    """415 for a compressed body; for another, what was found, and 400 where that is not in the table."""
     if encoded:
         detail = "the body must be sent as it is, without Content-Encoding"
         return Fault(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, detail)
-    if isinstance(cause, RecursionError):
-        return Fault(HTTPStatus.UNPROCESSABLE_ENTITY, "the body is nested far deeper than any request may be")
-    detail = "the body cannot be read: it must be JSON in UTF-8, its numbers of few digits"
-    return Fault(HTTPStatus.BAD_REQUEST, detail)
+    return fault_of(cause) if type(cause) in STATUS else Fault(HTTPStatus.BAD_REQUEST, "the body cannot be read")
 
 
 def refusal(error: RequestValidationError) -> Fault:
-    """400 for a body that is not JSON, 415 for one that does not say it is, else 422 with every field at fault."""
+    """400 for no body, 415 for one that does not say it is JSON, else 422 with the fields at fault."""
     faults = error.errors()
     if error.body is None and [fault["loc"] for fault in faults] == [("body",)]:
         return Fault(HTTPStatus.BAD_REQUEST, "the body is empty or null; it must be a JSON object")
-    if any(fault["type"] == "json_invalid" for fault in faults):
-        reason = faults[0].get("ctx", {}).get("error", "")
-        return Fault(HTTPStatus.BAD_REQUEST, f"the body is not JSON: {reason}")
     if isinstance(error.body, bytes):
         detail = "the body must be JSON: send Content-Type: application/json"
         return Fault(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, detail)
@@ -185,10 +211,12 @@ def refusal(error: RequestValidationError) -> Fault:
 
 
 def fields_at_fault(faults: Sequence[Mapping[str, Any]]) -> Fault:
-    """422 with what pydantic found."""
-    places = tuple(Place(_path(fault), _told(fault)) for fault in faults)
-    detail = "; ".join(f"{pointer(place.path)}: {place.detail}" for place in places)
-    return Fault(HTTPStatus.UNPROCESSABLE_ENTITY, detail, places)
+    """422 with what pydantic found, of many faults the first."""
+    places = tuple(Place(_path(fault), within_sentence(str(fault["msg"]))) for fault in faults[:MOST_PLACES])
+    left_out = len(faults) - len(places)
+    more = [f"and {left_out} more"] if left_out else []
+    detail = "; ".join([*(f"{pointer(place.path)}: {place.detail}" for place in places), *more])
+    return Fault(HTTPStatus.UNPROCESSABLE_ENTITY, detail, places, left_out)
 
 
 def pointer(path: Sequence[str | int]) -> str:
@@ -200,9 +228,3 @@ def _path(fault: Mapping[str, Any]) -> tuple[str | int, ...]:
     """Where the fault lies: inside the body without a word before it, elsewhere after "header", "path" or "query"."""
     where, *path = fault["loc"]
     return tuple(path) if where == "body" else (where, *path)
-
-
-def _told(fault: Mapping[str, Any]) -> str:
-    if fault["type"] == "extra_forbidden":
-        return "there is no such field"
-    return within_sentence(str(fault["msg"]))

@@ -82,7 +82,7 @@ async def take(order: Order, services: Services) -> Job:
         source = None
         if order.known is not None:
             given = order.known, params, cards, lead(expression), settings
-            params, source = await asyncio.to_thread(prepare_known, *given)
+            params, source = await services.decoded(prepare_known, *given)
         with order.written.located():
             retrace = source is not None and source.retrace
             plan = make_plan(expression, params, cards, on_canvas=source is not None, retrace=retrace)
@@ -165,7 +165,7 @@ def prepare_known(
 
 
 def _decoded(picture: str | bytes | Image.Image, field: str, settings: Settings) -> Image.Image:
-    return picture if isinstance(picture, Image.Image) else decode_picture(picture, field, settings.max_pixels)
+    return picture if isinstance(picture, Image.Image) else decode_picture(picture, field, settings.max_image_pixels)
 
 
 def check_bounds(plan: Plan, ask: Ask, settings: Settings) -> None:
@@ -175,15 +175,15 @@ def check_bounds(plan: Plan, ask: Ask, settings: Settings) -> None:
     told = " × ".join([f"{len(plan.rows)} network rows", *(f"{n} {name.removeprefix('num_')}" for name, n in counts)])
     rows = len(plan.rows) * plan.params.samples
     if rows > settings.max_job_rows:
-        detail = f"{told} is {rows}; this service allows {settings.max_job_rows} in one step of a request"
+        detail = f"{told} is {rows}; this service allows {settings.max_job_rows} in one step (max_job_rows)"
         # Where there is but one sample, the expression itself asks too many questions.
         raise InvalidInputError(detail, field=_largest(counts) if plan.params.samples > 1 else ("terms",))
     if plan.work > settings.max_job_work:
         steps = f"{plan.steps} steps" + (f" and {plan.judged} calls to choose by" if plan.judged else "")
-        detail = f"{told} × {steps} is {plan.work}; this service allows {settings.max_job_work}"
+        detail = f"{told} × {steps} is {plan.work}; this service allows {settings.max_job_work} (max_job_work)"
         raise InvalidInputError(detail, field=("steps",))
     if ask.timeout_s > settings.max_timeout_s:
-        detail = f"timeout_s must be at most {settings.max_timeout_s:g} here, got {ask.timeout_s:g}"
+        detail = f"timeout_s must be at most {settings.max_timeout_s:g} here (max_timeout_s), got {ask.timeout_s:g}"
         raise InvalidInputError(detail, field=("timeout_s",))
 
 
@@ -193,7 +193,7 @@ def check_pixels(width: int, height: int, params: SamplingParams, settings: Sett
     if pixels > settings.max_pixels:
         counts = _counts(params, retrace=retrace)
         factors = " × ".join(["width", "height", *(name for name, _ in counts)])
-        detail = f"{factors} is {pixels}; this service allows {settings.max_pixels} in one request"
+        detail = f"{factors} is {pixels}; this service allows {settings.max_pixels} in one request (max_pixels)"
         raise InvalidInputError(detail, field=_largest(counts) if width * height <= settings.max_pixels else ("width",))
 
 

@@ -44,6 +44,10 @@ class ImageFormat(StrEnum):
         return f"image/{self.value}"
 
 
+class _UnreadableError(ValueError):
+    """A picture that has no eight bits a channel."""
+
+
 class PictureTooLargeError(InvalidInputError):
     """A picture of more pixels than the service takes."""
 
@@ -129,10 +133,16 @@ def _plain_picture(sent: str | bytes, field: str, max_pixels: int) -> tuple[Imag
             return _plain(ImageOps.exif_transpose(picture)), told
     except UnidentifiedImageError:
         raise InvalidInputError(f"{field} is none of {', '.join(_READ)}", field=(field,)) from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        # Pillow's own bound, which lies above any that is sensible here.
+        detail = f"{field} has too many pixels; this service reads {max_pixels} (max_image_pixels)"
+        raise PictureTooLargeError(detail, field=(field,)) from None
+    except _UnreadableError as error:
+        raise InvalidInputError(f"{field} cannot be read: {error}", field=(field,)) from None
     except Exception as error:
         # What a broken file makes its reader raise is anybody's guess: broken EXIF alone raises four kinds.
-        raise InvalidInputError(f"{field} cannot be read: {error}", field=(field,)) from error
-    detail = f"{field} has {picture.width}×{picture.height} pixels; this service allows {max_pixels} in all"
+        raise InvalidInputError(f"{field} cannot be read: its file is broken or cut off", field=(field,)) from error
+    detail = f"{field} has {picture.width}×{picture.height} pixels; this service reads {max_pixels} (max_image_pixels)"
     raise PictureTooLargeError(detail, field=(field,))
 
 
@@ -154,9 +164,9 @@ def _from_base64(text: str, field: str) -> bytes:
 
 
 def _plain(picture: Image.Image) -> Image.Image:
-    """Eight bits a channel; ValueError for what has no such picture."""
+    """Eight bits a channel; _UnreadableError for what has no such picture."""
     if picture.mode == "F":
-        raise ValueError("its pixels are floating-point numbers")
+        raise _UnreadableError("its pixels are floating-point numbers")
     if picture.mode.startswith("I"):
         deep = np.asarray(picture).astype(np.int64).clip(0, _DEEPEST)
         return Image.fromarray((deep * 255 // _DEEPEST).astype(np.uint8))

@@ -4,11 +4,11 @@ import asyncio
 import contextlib
 import contextvars
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Annotated
+from typing import Annotated, Final, ParamSpec, TypeVar
 
 from fastapi import Depends, Request
 from starlette.exceptions import HTTPException
@@ -19,6 +19,10 @@ from service.engine.engine import Engine
 from service.idempotency import IdempotencyKeys
 from service.registry import Registry
 from service.settings import Settings
+
+_DECODED_AT_ONCE: Final = 2
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 
 @dataclass(slots=True)
@@ -36,6 +40,7 @@ class Services:
         created: When the service was built, in Unix time.
         plotting: Held while a figure is drawn: one at a time.
         reloading: Held while the catalogue is read anew.
+        decoding: Held while pictures are decoded: a small file may hold a large picture.
     """
 
     settings: Settings
@@ -47,6 +52,12 @@ class Services:
     created: int = field(default_factory=lambda: int(time.time()))
     plotting: asyncio.Lock = field(default_factory=asyncio.Lock)
     reloading: asyncio.Lock = field(default_factory=asyncio.Lock)
+    decoding: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_DECODED_AT_ONCE))
+
+    async def decoded(self, work: Callable[_P, _T], *given: _P.args, **named: _P.kwargs) -> _T:
+        """What work on whole pictures gives: in a thread, and only a few requests' pictures at a time."""
+        async with self.decoding:
+            return await asyncio.to_thread(work, *given, **named)
 
     @contextlib.asynccontextmanager
     async def models(self, names: Iterable[str], catalog: Catalog) -> AsyncIterator[Mapping[str, Model]]:

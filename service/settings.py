@@ -7,6 +7,7 @@ from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from service.logs import LogFormat, LogLevel
+from service.strict_json import Bounds
 
 
 class Settings(BaseSettings):
@@ -77,15 +78,41 @@ class Settings(BaseSettings):
     max_body_bytes: Annotated[
         int, Field(ge=1024, description="Largest request body, in bytes; pictures travel in it.")
     ] = 32 << 20
+    max_bodies_bytes: Annotated[
+        int, Field(ge=1024, description="Bytes of bodies held at once, those of requests that wait for their job too.")
+    ] = 1 << 30
+    max_json_depth: Annotated[int, Field(ge=1, le=256, description="How deep a JSON body may nest.")] = 32
+    max_json_items: Annotated[int, Field(ge=1, description="Keys and values in a JSON body.")] = 10_000
     max_pixels: Annotated[
-        int, Field(ge=1, description="Largest picture, in pixels, times images, candidates and particles.")
+        int, Field(ge=1, description="Largest answer, in pixels, times images, candidates and particles.")
     ] = 16 << 20
+    max_image_pixels: Annotated[int, Field(ge=1, description="Largest picture that is read, in pixels.")] = 50_000_000
+    max_connections: Annotated[
+        int, Field(ge=1, description="Open connections and running requests; further requests get 503.")
+    ] = 1024
+    max_header_bytes: Annotated[int, Field(ge=1024, description="Largest request line and headers.")] = 16 << 10
+    header_timeout_s: Annotated[float, Field(gt=0, description="Seconds in which the headers must come.")] = 10.0
+    body_timeout_s: Annotated[
+        float, Field(gt=0, description="Seconds in which a body must come, besides those for its bytes.")
+    ] = 20.0
+    body_bytes_per_s: Annotated[
+        float, Field(gt=0, description="Bytes of a body that give its client a second more.")
+    ] = 32 << 10
+    send_timeout_s: Annotated[
+        float, Field(gt=0, description="Seconds that a client may take nothing of an answer.")
+    ] = 60.0
+    keep_alive_s: Annotated[int, Field(ge=1, description="Seconds that a connection may stay idle.")] = 5
     log_format: Annotated[LogFormat, Field(description="Log lines for people, or JSON, one object a line.")] = (
         LogFormat.PRETTY
     )
     log_level: Annotated[LogLevel, Field(description="The least important lines that are written.")] = LogLevel.INFO
     log_prompts: Annotated[bool, Field(description="Write what jobs compose to the log.")] = False
     grace_s: Annotated[float, Field(ge=0, description="Seconds that running jobs get at shutdown.")] = 30.0
+
+    @property
+    def json_bounds(self) -> Bounds:
+        """How large a JSON body may be."""
+        return Bounds(self.max_json_depth, self.max_json_items)
 
     @property
     def stream_grace_s(self) -> float:

@@ -19,6 +19,7 @@ Size = tuple[int, int]
 
 _WHITE: Final = (255, 255, 255)
 _OPAQUE: Final = 255
+_HALF: Final = 128
 
 
 def sampled_size(asked: Size, cards: Iterable[Card]) -> Size:
@@ -77,8 +78,13 @@ def read_mask(mask: Image.Image, painted: Painted, size: Size) -> Image.Image:
         return ImageOps.invert(mask.convert("RGBA").getchannel("A"))
     flat = mask.convert("L")
     clear = mask.has_transparency_data and bool((np.asarray(mask.convert("RGBA"))[..., 3] < _OPAQUE).any())
-    if clear and len(flat.getcolors() or ()) == 1:
-        detail = "the mask is transparent in places and has one colour: make it white where the image is painted anew"
+    shades = np.asarray(flat)
+    if clear and (shades.min() >= _HALF or shades.min() == shades.max()):
+        lacks = "no dark pixel" if shades.min() >= _HALF else "one colour"
+        detail = (
+            f"the mask is transparent in places and has {lacks}; transparency says nothing here: make it white where "
+            "the image is painted anew, black where it is kept"
+        )
         raise InvalidInputError(detail, field=("mask",))
     return ImageOps.invert(flat) if painted == "black" else flat
 

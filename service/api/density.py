@@ -5,6 +5,7 @@ from typing import Any, Final
 from fastapi import APIRouter, Request, Response
 
 from service.api.accept import EVENT_STREAM
+from service.api.bodies import Route
 from service.api.caller import CallerDep
 from service.api.delivery import STATUSES, WishesDep, deliver
 from service.api.problem import Problem
@@ -12,7 +13,7 @@ from service.schemas.answers import DensityResponse, JobInfo
 from service.schemas.requests import DensityRequest
 from service.services import ServicesDep
 
-router = APIRouter(prefix="/v1", tags=["density"])
+router = APIRouter(prefix="/v1", tags=["density"], route_class=Route)
 
 _RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
     200: {"model": DensityResponse, "content": {EVENT_STREAM: {}}},

@@ -6,11 +6,12 @@ from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 
+from service.api.bodies import Route
 from service.api.problem import Problem
 from service.schemas.answers import Health
 from service.services import ServicesDep
 
-router = APIRouter(tags=["health"])
+router = APIRouter(tags=["health"], route_class=Route)
 
 
 @router.get("/healthz", responses={503: {"model": Problem}})
@@ -34,7 +35,7 @@ async def readyz(services: ServicesDep) -> Health:
     return Health(status="ready", detail=f"not loaded: {', '.join(missing)}" if missing else None)
 
 
-@router.get("/metrics", response_class=Response)
+@router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
 async def metrics(services: ServicesDep) -> Response:
     """Prometheus's text format."""
     return Response(generate_latest(services.engine.metrics.registry), media_type=CONTENT_TYPE_LATEST)

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Header, Path, Query, Response
 from sse_starlette import EventSourceResponse
 from starlette.exceptions import HTTPException
 
+from service.api.accept import EVENT_STREAM
 from service.api.answers import (
     drawn_outcome,
     events,
@@ -16,6 +17,7 @@ from service.api.answers import (
     lift_picture,
     lift_scale,
 )
+from service.api.bodies import Route
 from service.api.caller import CallerDep
 from service.api.problem import Problem
 from service.api.waiting import when_over
@@ -24,7 +26,7 @@ from service.pictures import ImageFormat
 from service.schemas.answers import JobInfo, JobList
 from service.services import ServicesDep
 
-router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses={404: {"model": Problem}})
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses={404: {"model": Problem}}, route_class=Route)
 
 JobId = Annotated[str, Path(max_length=64, description="As the answer or Location told it.")]
 _IMAGES: Final[dict[int | str, dict[str, Any]]] = {
@@ -58,7 +60,7 @@ async def cancel_job(job_id: JobId, services: ServicesDep) -> JobInfo:
     return job_info(record, services.engine.positions())
 
 
-@router.get("/{job_id}/events", responses={200: {"content": {"text/event-stream": {}}}})
+@router.get("/{job_id}/events", responses={200: {"content": {EVENT_STREAM: {}}}}, response_class=Response)
 async def job_events(
     job_id: JobId,
     services: ServicesDep,

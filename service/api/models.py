@@ -1,14 +1,17 @@
 """The catalogue over HTTP."""
 
 from dataclasses import asdict
+from typing import Annotated
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Path
 
+from service.api.bodies import Route
 from service.api.problem import Problem
 from service.schemas.answers import ModelInfo, ModelList, Space
+from service.schemas.fields import NAME_LENGTH
 from service.services import Services, ServicesDep
 
-router = APIRouter(prefix="/v1", tags=["models"])
+router = APIRouter(prefix="/v1", tags=["models"], route_class=Route)
 
 
 @router.get("/models")
@@ -18,7 +21,7 @@ async def list_models(services: ServicesDep) -> ModelList:
 
 
 @router.get("/models/{name}", responses={404: {"model": Problem}})
-async def get_model(name: str, services: ServicesDep) -> ModelInfo:
+async def get_model(name: Annotated[str, Path(max_length=NAME_LENGTH)], services: ServicesDep) -> ModelInfo:
     """One model."""
     return _info(services, name)
 

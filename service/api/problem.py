@@ -6,7 +6,7 @@ from fastapi import Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
-from service.faults import Fault, pointer
+from service.faults import Dialect, Fault, pointer
 
 MEDIA_TYPE: Final = "application/problem+json"
 
@@ -29,7 +29,8 @@ class Problem(BaseModel):
     status: int
     detail: str
     instance: str
-    errors: list[FieldProblem] = []
+    errors: Annotated[list[FieldProblem], Field(description="The fields at fault, the first of many.")] = []
+    errors_left_out: Annotated[int | None, Field(description="How many further fields are at fault.")] = None
     queue_position: int | None = None
 
 
@@ -47,6 +48,7 @@ def problem(fault: Fault, instance: str) -> Problem:
         detail=fault.detail,
         instance=instance,
         errors=places,
+        errors_left_out=fault.left_out or None,
         queue_position=fault.queue_position,
     )
 
@@ -55,3 +57,7 @@ def render(request: Request, fault: Fault) -> JSONResponse:
     """The response that carries a fault."""
     document = problem(fault, request.url.path).model_dump(exclude_none=True)
     return JSONResponse(document, fault.status, fault.headers, MEDIA_TYPE)
+
+
+DIALECT: Final = Dialect(render, Problem, MEDIA_TYPE)
+"""The native one."""

@@ -5,6 +5,7 @@ from typing import Any, Final
 from fastapi import APIRouter, Request, Response
 
 from service.api.accept import EVENT_STREAM
+from service.api.bodies import Route
 from service.api.caller import CallerDep
 from service.api.delivery import STATUSES, WishesDep, deliver
 from service.api.problem import Problem
@@ -13,7 +14,7 @@ from service.schemas.answers import JobInfo, SuperposeResponse
 from service.schemas.requests import AndRequest, OrRequest, SuperposeRequest
 from service.services import ServicesDep
 
-router = APIRouter(prefix="/v1/superpose", tags=["superpose"])
+router = APIRouter(prefix="/v1/superpose", tags=["superpose"], route_class=Route)
 
 _RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
     200: {"model": SuperposeResponse, "content": {t: {} for t in (*(f.media_type for f in ImageFormat), EVENT_STREAM)}},

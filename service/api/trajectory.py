@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 from pipelines.composition import leaves
 from service.api.accept import JSON, joined, liked_best
 from service.api.answers import drawn_outcome, trajectory_point
+from service.api.bodies import Route
 from service.api.jobs import JobId
 from service.api.problem import Problem
 from service.engine.job import Job, Point
@@ -22,7 +23,7 @@ from service.plots import draw_trajectory
 from service.schemas.answers import TrajectoryPoint
 from service.services import ServicesDep
 
-router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=Route)
 
 
 class TrajectoryFormat(StrEnum):

@@ -26,7 +26,7 @@ from service.settings import Settings
 
 _KINDS: Final[Mapping[str, type[Asking]]] = {"/v1/superpose": SuperposeRequest, "/v1/density": DensityRequest}
 # What bounds strangers' requests does not bound those of whoever owns the machine.
-_BOUNDS: Final = ("max_job_rows", "max_job_work", "max_pixels", "waiting_rows", "waiting_bytes")
+_BOUNDS: Final = ("max_job_rows", "max_job_work", "max_pixels", "max_image_pixels", "waiting_rows", "waiting_bytes")
 _NO_BOUND: Final = 1 << 62
 
 

@@ -57,6 +57,7 @@ def serve(
         import uvicorn
 
         from service.app import create_app
+        from service.connections import server_options
         from service.reloading import reload
         from service.services import Services
         from service.tracing import TracingError
@@ -103,6 +104,7 @@ def serve(
         timeout_graceful_shutdown=_LAST_ANSWERS_S,
         log_config=None,
         access_log=False,
+        **server_options(settings),
     )
     Server(config).run()
 

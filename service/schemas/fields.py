@@ -13,6 +13,8 @@ NAME_LENGTH: Final = 200
 NATS: Final = 1e4
 """The largest log prior odds, lift or weight of a term."""
 LORAS: Final = 8
+MOST_PLACES: Final = 20
+"""Fields at fault that one refusal names; further ones are only counted."""
 _SIDE: Final = 4096
 
 # As JSON has them: neither "3" nor true is a number, and "yes" is no truth value.

@@ -5,8 +5,6 @@ from dataclasses import replace
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     ValidatorFunctionWrapHandler,
     WrapValidator,
@@ -26,6 +24,8 @@ from service.engine.scheduler import DEFAULT_PRIORITY, HIGHEST_PRIORITY
 from service.expressions import Written, from_components, from_text, from_tree
 from service.orders import Known, Order
 from service.pictures import ImageFormat
+from service.schemas import habits
+from service.schemas.closed import Closed
 from service.schemas.fields import NATS, Real, Sharpness, Side, Temperature, Text, Truth, Whole, default, drawn_seed
 from service.schemas.trees import Component, Term, check_size, fault
 from service.sources import Fit
@@ -60,10 +60,8 @@ TextOrTree = Annotated[
 ]
 
 
-class Asking(BaseModel):
+class Asking(Closed):
     """What every request has."""
-
-    model_config = ConfigDict(extra="forbid")
 
     steps: Annotated[
         Whole | None, Field(ge=1, le=MAX_STEPS, description="Network calls; absent: the model's default.")
@@ -270,6 +268,8 @@ class Drawing(Asking):
 class SuperposeRequest(Drawing):
     """A picture of an expression."""
 
+    habits = habits.EXPRESSION
+
     expression: TextOrTree
 
     def written(self, models: Sequence[str]) -> Written:
@@ -279,6 +279,8 @@ class SuperposeRequest(Drawing):
 
 class OrRequest(Drawing):
     """A picture that any of the components explains."""
+
+    habits = habits.COMPONENTS
 
     components: Components
     temperature: Temperature = default(Or, "temperature")
@@ -291,6 +293,8 @@ class OrRequest(Drawing):
 
 class AndRequest(Drawing):
     """A picture that shows all components, or that all explain equally well."""
+
+    habits = habits.COMPONENTS
 
     components: Components
     method: Annotated[
@@ -322,6 +326,8 @@ class DensityRequest(Asking):
 
     A component's weight is its log prior odds in nats: components are short for the OR of them.
     """
+
+    habits = habits.DENSITY
 
     components: Components | None = None
     expression: TextOrTree | None = None

@@ -6,7 +6,7 @@ was meant. Depth and size are bounded before anything is read (:func:`check_size
 
 from typing import Annotated, Any, ClassVar, Final
 
-from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationError, model_validator
+from pydantic import ConfigDict, Field, RootModel, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from pipelines.composition import (
@@ -27,6 +27,8 @@ from pipelines.composition import (
     Xor,
 )
 from pipelines.grammar.forms import FORMS
+from service.schemas import habits
+from service.schemas.closed import Closed
 from service.schemas.fields import (
     LORAS,
     NAME_LENGTH,
@@ -62,10 +64,11 @@ def _or_a_string(schema: dict[str, Any]) -> None:
     schema.update({"anyOf": [whole, {"type": "string", "maxLength": PROMPT_LENGTH}], "title": whole.get("title")})
 
 
-class Component(BaseModel):
+class Component(Closed):
     """One density of a composition. A bare string stands for a prompt to the default model."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra=_or_a_string)
+    model_config = ConfigDict(json_schema_extra=_or_a_string)
+    habits = habits.COMPONENT
 
     prompt: Annotated[Text, Field(description="Empty for the model's unconditional density.")]
     model: Annotated[
@@ -76,7 +79,7 @@ class Component(BaseModel):
     lora: Annotated[
         dict[Name, Annotated[Real, Field(ge=-10, le=10, allow_inf_nan=False)]],
         Field(max_length=LORAS, description="LoRAs of the model's own, by name, with their scales."),
-    ] = {}
+    ] = {}  # noqa: RUF012 (pydantic copies it)
     negative_prompt: Annotated[
         str | None, Field(max_length=PROMPT_LENGTH, description="For this component; none for the request's.")
     ] = None
@@ -92,10 +95,10 @@ class Component(BaseModel):
         return Prompt(self.prompt, self.model or default_model, adapters, self.negative_prompt)
 
 
-class _Operation(BaseModel):
+class _Operation(Closed):
     """What the operators share."""
 
-    model_config = ConfigDict(extra="forbid")
+    habits = habits.OPERATION
     operator: ClassVar[type[Operator]]
 
     weight: Weight = None

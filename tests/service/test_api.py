@@ -1,7 +1,6 @@
 """The routes in process, over small real models."""
 
 import base64
-import gzip
 import io
 import json
 import threading
@@ -134,7 +133,7 @@ def test_other_sizes(client):
 BAD = [
     ({"components": []}, "#/components", "at least 1"),
     ({"components": ["a"] * 17}, "#/components", "at most 16"),
-    ({"components": [{"prompt": "a", "wieght": 1}]}, "#/components/0/wieght", "no such field"),
+    ({"components": [{"prompt": "a", "wieght": 1}]}, "#/components/0/wieght", "did you mean `weight`?"),
     ({"components": [{"model": "one"}]}, "#/components/0/prompt", "required"),
     ({"components": [7]}, "#/components/0", "valid dictionary"),
     ({"components": ["x" * 4001]}, "#/components/0/prompt", "at most 4000"),
@@ -168,7 +167,7 @@ BAD = [
     ({"priority": -1}, "#/priority", "greater than or equal to 0"),
     ({"timeout_s": 0}, "#/timeout_s", "greater than 0"),
     ({"timeout_s": 1e6}, "#/timeout_s", "less than or equal to 86400"),
-    ({"stpes": 3}, "#/stpes", "no such field"),
+    ({"stpes": 3}, "#/stpes", "there is no field `stpes`; did you mean `steps`?"),
 ]
 
 
@@ -192,13 +191,6 @@ def test_every_bound_is_refused_naming_the_field(client, path, change, pointer, 
 def test_each_operator_has_its_own_fields(client, path, change, pointer):
     problem = refused(client.post(path, json=BODY | change), 422)
     assert [error["pointer"] for error in problem["errors"]] == [pointer]
-
-
-@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity"])
-def test_numbers_must_be_finite(client, number):
-    text = json.dumps(BODY)[:-1] + f', "guidance_scale": {number}}}'
-    problem = refused(client.post(OR, content=text, headers={"Content-Type": "application/json"}), 422)
-    assert problem["errors"][0]["pointer"] == "#/guidance_scale"
 
 
 def test_all_faults_are_named_at_once(client):
@@ -232,41 +224,6 @@ def test_what_only_looks_like_the_type_is_refused(client, field, value):
 
 def test_a_whole_number_is_a_number(client):
     assert client.post(OR, json=BODY | {"guidance_scale": 2, "temperature": 1}).status_code == 200
-
-
-@pytest.mark.parametrize("text", ['{"components": ["a"]', "", "null", "\xff", "[1, 2", "9" * 5000])
-def test_what_is_not_json_is_400(client, text):
-    body = '{"seed": ' + text + "}" if text.startswith("9") else text
-    answer = client.post(OR, content=body.encode("latin-1"), headers={"Content-Type": "application/json"})
-    assert "JSON" in refused(answer, 400)["detail"]
-
-
-@pytest.mark.parametrize("text", ["[" * 20_000, '{"a":' * 5000 + "1" + "}" * 5000])
-def test_a_body_nested_without_end_is_422(client, text):
-    answer = client.post(OR, content=text, headers={"Content-Type": "application/json"})
-    assert "nested" in refused(answer, 422)["detail"]
-
-
-def test_a_compressed_body_is_415(client):
-    headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
-    answer = client.post(OR, content=gzip.compress(json.dumps(BODY).encode()), headers=headers)
-    assert "Content-Encoding" in refused(answer, 415)["detail"]
-
-
-def test_what_does_not_say_it_is_json_is_415(client):
-    answer = client.post(OR, content=json.dumps(BODY), headers={"Content-Type": "text/plain"})
-    assert "application/json" in refused(answer, 415)["detail"]
-
-
-def test_a_large_body_is_413(client):
-    problem = refused(client.post(OR, json={"components": ["a"], "junk": "x" * 100_000}), 413)
-    assert "65536 bytes" in problem["detail"]
-
-    def chunks():
-        for _ in range(100):
-            yield b" " * 1000
-
-    refused(client.post(OR, content=chunks(), headers={"Content-Type": "application/json"}), 413)
 
 
 def test_an_unknown_model_is_404_and_the_known_ones_are_named(client):
@@ -310,11 +267,6 @@ def test_health_readiness_and_documentation(client):
     described = client.get("/openapi.json").json()
     assert {AND, OR, "/v1/models", "/healthz", "/readyz"} <= set(described["paths"])
     assert set(described["paths"][AND]["post"]["responses"]) >= {"200", "400", "404", "422", "429", "503"}
-
-
-@pytest.mark.parametrize(("method", "path", "status"), [("get", "/nothing", 404), ("get", OR, 405)])
-def test_wrong_paths_and_methods_are_problems_too(client, method, path, status):
-    refused(getattr(client, method)(path), status)
 
 
 def test_a_broken_model_is_503_and_the_others_serve_on(folders, tmp_path):

@@ -20,6 +20,8 @@ BODY = {
 }
 # A thousand steps: it never ends by itself within a test.
 LONG = BODY | {"steps": 1000, "draws": 8}
+# A stream of events that never ends fails its own test.
+pytestmark = pytest.mark.timeout(60)
 
 
 @pytest.fixture(scope="module")

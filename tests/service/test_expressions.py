@@ -210,7 +210,7 @@ def test_flat_lists_are_told_of_as_components():
         ({"or": [{"xor": ["a"]}]}, ("or", 0, "xor"), "at least 2"),
         ({"at_least": ["a", "b"]}, ("count",), "required"),
         ({"at_least": ["a", "b"], "count": "1"}, ("count",), "valid integer"),
-        ({"and": ["a", {"or": ["b"], "temperatur": 1}]}, ("and", 1, "temperatur"), "not permitted"),
+        ({"and": ["a", {"or": ["b"], "temperatur": 1}]}, ("and", 1, "temperatur"), "did you mean `temperature`"),
         ({"and": ["a", {"prompt": "b", "weight": 2e4}]}, ("and", 1, "weight"), "less than or equal to 10000"),
         ({"not": {"prompt": "x" * 4001}}, ("not", "prompt"), "at most 4000"),
         ({"and": ["a"], "method": "hard"}, ("method",), "'soft' or 'balanced'"),

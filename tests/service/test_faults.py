@@ -9,13 +9,14 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from pipelines import errors as science
-from service.api.problem import MEDIA_TYPE, render
+from service.api.problem import DIALECT, MEDIA_TYPE
 from service.engine.job import CancelledJobError, DeadlineError, EngineStoppedError
 from service.engine.scheduler import QueueFullError
 from service.faults import STATUS, install, pointer
 from service.idempotency import IdempotencyError
 from service.pictures import PictureTooLargeError
 from service.registry import UnknownJobError
+from service.strict_json import NestedTooDeepError, NotJsonError, TooManyItemsError
 
 SAMPLES = [
     (science.InvalidInputError("steps must be at least 1, got 0", field=("steps",)), 422),
@@ -32,13 +33,16 @@ SAMPLES = [
     (DeadlineError("not done within 3 s"), 504),
     (UnknownJobError("no job 'x'"), 404),
     (IdempotencyError("the key came before"), 409),
+    (NotJsonError("the body has the key 'a' twice"), 400),
+    (TooManyItemsError("the body holds more than 9 keys and values"), 413),
+    (NestedTooDeepError("the body is nested more than 9 deep"), 422),
 ]
 
 
 @pytest.fixture
 def client():
     app = FastAPI()
-    install(app, render, {})
+    install(app, DIALECT, {})
 
     @app.get("/fail/{index}")
     async def fail(index: int) -> None:

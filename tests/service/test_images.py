@@ -27,7 +27,9 @@ COMPONENTS = ["a red circle", {"prompt": "a blue star", "model": "two"}]
 
 @pytest.fixture(scope="module")
 def client(models):
-    with TestClient(create_app(Settings(max_pixels=64 * 64), catalog=Catalog.of(models))) as client:
+    with TestClient(
+        create_app(Settings(max_pixels=64 * 64, max_image_pixels=64 * 64), catalog=Catalog.of(models))
+    ) as client:
         yield client
 
 
@@ -134,7 +136,7 @@ def test_a_picture_of_too_many_pixels_is_413(client, path):
     body = {"components": COMPONENTS, "image": encoded(noise(65, 64))}
     (error,) = refused(client.post(path, json=body), 413)["errors"]
     assert error["pointer"] == "#/image"
-    assert "65×64 pixels; this service allows 4096" in error["detail"]
+    assert "65×64 pixels; this service reads 4096 (max_image_pixels)" in error["detail"]
 
 
 def test_an_image_given_back_as_it_is_has_no_steps_to_tell_of(client):
@@ -237,7 +239,7 @@ def test_pictures_are_read_as_people_send_them():
     turned = Image.Exif()
     turned[0x0112] = 6
     assert decode_picture(encoded(image, "jpeg", exif=turned), "image", 100).size == (4, 6)
-    with pytest.raises(InvalidInputError, match="6×4 pixels; this service allows 23"):
+    with pytest.raises(InvalidInputError, match="6×4 pixels; this service reads 23"):
         decode_picture(encoded(image), "image", 23)
 
 

@@ -19,6 +19,8 @@ AND, OR = "/v1/superpose/and", "/v1/superpose/or"
 BODY = {"components": ["a red circle", "a blue star"], "steps": 4, "seed": 5}
 ASYNC = {"Prefer": "respond-async"}
 LONG = BODY | {"steps": 1000, "num_images": 8}  # 24 rows: as many as may run at once
+# A stream of events that never ends fails its own test.
+pytestmark = pytest.mark.timeout(60)
 
 
 @pytest.fixture(scope="module")

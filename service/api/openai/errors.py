@@ -7,8 +7,8 @@ from typing import Any, Final
 from fastapi import Request
 from fastapi.responses import JSONResponse
 
-from service.api.openai.schemas import Error
-from service.faults import Fault, Place
+from service.api.openai.schemas import Error, ErrorResponse
+from service.faults import Dialect, Fault, Place
 
 _CODES: Final = {
     HTTPStatus.UNAUTHORIZED: "invalid_api_key",
@@ -25,7 +25,8 @@ def render(request: Request, fault: Fault) -> JSONResponse:
 def error_of(fault: Fault) -> dict[str, Any]:
     """The body of a fault; a fault in an expression's text tells its column besides."""
     # Two native fields may be one here: a size is a width and a height.
-    told = "; ".join(dict.fromkeys(_told(place) for place in fault.places))
+    more = [f"and {fault.left_out} more"] if fault.left_out else []
+    told = "; ".join([*dict.fromkeys(_told(place) for place in fault.places), *more])
     first = fault.places[0] if fault.places else None
     error = Error(
         message=told or fault.detail,
@@ -60,3 +61,7 @@ def _code(fault: Fault) -> str:
     if fault.status is HTTPStatus.NOT_FOUND:
         return "model_not_found" if fault.places else "unknown_url"
     return _CODES.get(fault.status, fault.status.name.lower())
+
+
+DIALECT: Final = Dialect(render, ErrorResponse)
+"""How it tells faults."""

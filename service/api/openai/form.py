@@ -4,19 +4,21 @@ The client writes nested objects as ``superdiff[expression][or][]=a cat``. Every
 as JSON has it, a number or a truth value, unless its field holds text.
 """
 
-import json
 import re
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Final
 
 from fastapi import Request
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 
 from pipelines.errors import InvalidInputError
 from pipelines.grammar import MAX_TEXT
+from service import strict_json
 from service.api.openai.schemas import ImageRequest
+from service.strict_json import Bounds
 
 _MEDIA_TYPE: Final = "multipart/form-data"
 _TEXTS: Final = {"prompt", "model", "user", "expression", "negative_prompt"}
@@ -25,10 +27,11 @@ _MASK: Final = "mask"
 _EXTRA: Final = "superdiff"
 # A character takes at most four bytes of UTF-8.
 _MOST_BYTES: Final = 4 * MAX_TEXT
-_MOST_FILES: Final = 32
+_MOST_FILES: Final = 8
 _MOST_FIELDS: Final = 256
 _KEYS: Final = re.compile(r"\[([^\[\]]*)\]")
 _DEEPEST: Final = 32
+_LONGEST_NUMBER: Final = 64
 _AS_JSON: Final = f"send {_EXTRA} as one JSON string"
 
 
@@ -45,18 +48,22 @@ class Files:
     mask: bytes | None
 
 
-async def read_form(request: Request) -> tuple[dict[str, Any], Files]:
+async def read_form(request: Request, bounds: Bounds) -> tuple[dict[str, Any], Files]:
     """The fields of a form, typed, and its files.
 
+    Args:
+        request: Whose body is a form.
+        bounds: How large JSON in a field may be.
+
     Raises:
-        HTTPException: 415 where it is no form, 400 where it cannot be read.
+        HTTPException: 415 where it is no form in UTF-8, 400 where it cannot be read.
         InvalidInputError: A file is missing, is there twice, or is no file; a nested field cannot be read.
     """
-    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if content_type != _MEDIA_TYPE:
-        raise HTTPException(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"the body must be {_MEDIA_TYPE}")
-    bounds = {"max_files": _MOST_FILES, "max_fields": _MOST_FIELDS, "max_part_size": _MOST_BYTES}
-    async with request.form(**bounds) as form:
+    content_type, options = parse_options_header(request.headers.get("content-type"))
+    # Python knows encodings that take hours to read, and some that are no text.
+    if content_type != _MEDIA_TYPE.encode() or options.get(b"charset", b"utf-8").lower() not in {b"utf-8", b"utf8"}:
+        raise HTTPException(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"the body must be {_MEDIA_TYPE} in UTF-8")
+    async with request.form(max_files=_MOST_FILES, max_fields=_MOST_FIELDS, max_part_size=_MOST_BYTES) as form:
         images = [await _bytes("image", value) for name in _IMAGE for value in form.getlist(name)]
         masks = [await _bytes(_MASK, value) for value in form.getlist(_MASK)]
         if not images:
@@ -65,7 +72,7 @@ async def read_form(request: Request) -> tuple[dict[str, Any], Files]:
             raise InvalidInputError(f"one image can be edited, got {len(images)}", field=("image",))
         if len(masks) > 1:
             raise InvalidInputError(f"one mask can be given, got {len(masks)}", field=(_MASK,))
-        return typed_fields(form), Files(images[0], masks[0] if masks else None)
+        return typed_fields(form, bounds), Files(images[0], masks[0] if masks else None)
 
 
 async def _bytes(name: str, value: UploadFile | str) -> bytes:
@@ -74,8 +81,12 @@ async def _bytes(name: str, value: UploadFile | str) -> bytes:
     return await value.read()
 
 
-def typed_fields(form: FormData) -> dict[str, Any]:
+def typed_fields(form: FormData, bounds: Bounds) -> dict[str, Any]:
     """The fields of a form that are no pictures, as JSON would have them.
+
+    Args:
+        form: The form.
+        bounds: How large JSON in a field may be.
 
     Raises:
         InvalidInputError: A field is there twice, is a file, or cannot be read.
@@ -92,7 +103,7 @@ def typed_fields(form: FormData) -> dict[str, Any]:
         elif len(texts) > 1:
             raise InvalidInputError("is given more than once", field=(name,))
         else:
-            _put(fields, (name,), [_object(texts[0])] if name == _EXTRA else texts)
+            _put(fields, (name,), [_object(texts[0], bounds)] if name == _EXTRA else texts)
     return fields
 
 
@@ -110,7 +121,7 @@ def _path(name: str) -> tuple[str, ...]:
 
 def _put(fields: dict[str, Any], path: tuple[str, ...], values: list[Any]) -> None:
     """Write the values of one name into the nested fields."""
-    is_list = path[-1] == ""
+    is_list = len(path) > 1 and path[-1] == ""
     *parents, name = path[:-1] if is_list else path
     if len(values) > 1 and not is_list:
         raise InvalidInputError("is given more than once", field=path)
@@ -126,20 +137,20 @@ def _put(fields: dict[str, Any], path: tuple[str, ...], values: list[Any]) -> No
 
 def _scalar(name: str, value: Any) -> Any:
     """A value as JSON has it; text where its field holds text, or where it is neither a number nor a truth value."""
-    if name in _TEXTS or not isinstance(value, str):
+    if name in _TEXTS or not isinstance(value, str) or len(value) > _LONGEST_NUMBER:
         return value
     try:
-        read = json.loads(value)
-    except (ValueError, RecursionError):
+        read = strict_json.parse(value)
+    except strict_json.NotJsonError:
         return value
     return read if isinstance(read, int | float) else value
 
 
-def _object(text: str) -> Any:
+def _object(text: str, bounds: Bounds) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InvalidInputError(f"is not JSON: {error}", field=(_EXTRA,)) from None
+        return strict_json.read(text, bounds)
+    except strict_json.NotJsonError as error:
+        raise InvalidInputError(str(error).removeprefix("the body "), field=(_EXTRA,)) from None
 
 
 def published_form() -> dict[str, Any]:

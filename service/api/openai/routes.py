@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from sse_starlette import EventSourceResponse
 
 from service.api.accept import EVENT_STREAM, JSON
+from service.api.bodies import Route
 from service.api.caller import CallerDep
 from service.api.claims import IdempotencyKey, claimed
 from service.api.openai.answers import answer
@@ -22,7 +23,7 @@ from service.orders import accept
 from service.registry import Record
 from service.services import Services, ServicesDep
 
-router = APIRouter(prefix="/v1/images", tags=["openai"])
+router = APIRouter(prefix="/v1/images", tags=["openai"], route_class=Route)
 
 _ANSWERS: Final[dict[int | str, dict[str, Any]]] = {
     200: {"model": GeneratedImages, "content": {EVENT_STREAM: {}}},
@@ -50,7 +51,7 @@ async def edits(
     request: Request, services: ServicesDep, caller: CallerDep, idempotency_key: IdempotencyKey = None
 ) -> Response:
     """Pictures that begin from one: painted anew where the mask is transparent, or all of it at a strength."""
-    fields, files = await read_form(request)
+    fields, files = await read_form(request, services.settings.json_bounds)
     try:
         asked = ImageRequest.model_validate(fields)
     except ValidationError as error:

@@ -3,11 +3,13 @@
 import re
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
 from pipelines.grammar import MAX_TEXT
 from service.pictures import ImageFormat
+from service.schemas import habits
+from service.schemas.closed import Closed
 from service.schemas.fields import Name, Truth, Whole
 from service.schemas.trees import fault
 
@@ -37,10 +39,10 @@ Size = Annotated[
 Ignored = Annotated[Any, Field(description="Accepted and ignored.")]
 
 
-class ImageRequest(BaseModel):
+class ImageRequest(Closed):
     """What both endpoints share. A field that is null is as if it were absent."""
 
-    model_config = ConfigDict(extra="forbid")
+    habits = habits.IMAGES
 
     prompt: Annotated[
         str,
@@ -73,7 +75,7 @@ class ImageRequest(BaseModel):
             description="Any field of POST /v1/superpose that has no name in this dialect: expression (instead of the "
             "prompt), seed, steps, guidance_scale, candidates, particles, negative_prompt, kernel, strength and more."
         ),
-    ] = {}
+    ] = {}  # noqa: RUF012 (pydantic copies it)
     background: Ignored = None
     input_fidelity: Ignored = None
     moderation: Ignored = None

@@ -14,6 +14,7 @@ from pipelines.grammar import is_expression
 from service.api.openai.form import Files
 from service.api.openai.schemas import ImageRequest
 from service.orders import Known, Order
+from service.schemas import habits
 from service.schemas.requests import SuperposeRequest
 
 _EXPRESSION: Final = "expression"
@@ -34,6 +35,7 @@ _OWN: Final = {
 class _Body(SuperposeRequest):
     """A native body whose picture came as files."""
 
+    habits = habits.EXTRA
     _files: Files | None = PrivateAttr(default=None)
 
     def known(self) -> Known | None:

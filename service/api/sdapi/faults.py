@@ -6,6 +6,7 @@ from typing import Final
 
 from fastapi import Request
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 
 from service.faults import Fault, Place
 
@@ -25,17 +26,22 @@ _NAMES: Final[Mapping[str, str]] = {
 _IN_SENTENCES: Final = re.compile(r"\b(guidance_scale|num_images|mask_feather)\b")
 
 
+class SdapiError(BaseModel):
+    """Why a request was refused or failed."""
+
+    error: str
+    detail: str
+    body: str = ""
+    errors: str
+
+
 def render(request: Request, fault: Fault) -> JSONResponse:
     """The response that carries a fault."""
     detail = _renamed(fault.detail)
-    places = "; ".join(map(_told, fault.places))
-    document = {
-        "error": fault.status.phrase,
-        "detail": places or detail,
-        "body": "",
-        "errors": places or detail,
-    }
-    return JSONResponse(document, fault.status, fault.headers)
+    more = [f"and {fault.left_out} more"] if fault.left_out else []
+    places = "; ".join([*map(_told, fault.places), *more])
+    told = SdapiError(error=fault.status.phrase, detail=places or detail, errors=places or detail)
+    return JSONResponse(told.model_dump(), fault.status, fault.headers)
 
 
 def _told(place: Place) -> str:

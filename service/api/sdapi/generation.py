@@ -5,6 +5,7 @@ import uuid
 
 from fastapi import APIRouter, Request, Response
 
+from service.api.bodies import Route
 from service.api.caller import CallerDep
 from service.api.sdapi.answers import Finish, ImagesResponse, answer
 from service.api.sdapi.inpainting import prepare
@@ -15,7 +16,7 @@ from service.engine.job import CancelledJobError
 from service.orders import Known, Order, accept
 from service.services import Services, ServicesDep
 
-router = APIRouter(prefix="/sdapi/v1", tags=["automatic1111"])
+router = APIRouter(prefix="/sdapi/v1", tags=["automatic1111"], route_class=Route)
 
 
 @router.post("/txt2img", response_model=ImagesResponse)
@@ -31,7 +32,7 @@ async def img2img(
     body: ImageToImage, request: Request, services: ServicesDep, sessions: SessionsDep, caller: CallerDep
 ) -> Response:
     """Pictures that begin from a picture, or paint in it where the mask is white."""
-    known, patch = await asyncio.to_thread(prepare, body, services.settings.max_pixels)
+    known, patch = await services.decoded(prepare, body, services.settings.max_image_pixels)
     return await _generate(body, known, patch.pasted if patch else None, request, services, sessions, caller)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from pipelines.errors import InvalidInputError
 from service.api.sdapi.schemas import ImageToImage
 from service.orders import Known
 from service.pictures import decode_picture
@@ -84,15 +85,30 @@ def painted(mask: Image.Image, size: Size, *, whole_pixels: bool, invert: bool) 
         size: Of the picture, to which it is brought.
         whole_pixels: Whether grey becomes black or white.
         invert: Whether black is painted instead.
+
+    Raises:
+        InvalidInputError: It has other proportions than the picture.
     """
     alpha = mask.convert("RGBA").getchannel("A") if mask.has_transparency_data else None
     clear = alpha is not None and alpha.getextrema() != (_OPAQUE, _OPAQUE)
     white = alpha if alpha is not None and clear else mask.convert("L")
     if white.size != size:
+        if not _alike(white.size, size):
+            detail = (
+                f"the mask has {white.width}×{white.height} pixels, the image {size[0]}×{size[1]}; both must have the "
+                "same proportions"
+            )
+            raise InvalidInputError(detail, field=("mask",))
         white = white.resize(size, Image.Resampling.LANCZOS)
     if whole_pixels:
         white = Image.fromarray(np.where(np.asarray(white) > _HALF, _OPAQUE, 0).astype(np.uint8))
     return read_mask(white, "black" if invert else "white", size)
+
+
+def _alike(one: Size, other: Size) -> bool:
+    """Whether two sizes have the same proportions, but for a pixel of the smaller one."""
+    small, large = sorted((one, other))
+    return abs(small[0] * large[1] / large[0] - small[1]) <= 1 or abs(small[1] * large[0] / large[1] - small[0]) <= 1
 
 
 def region_of(bounds: Box, padding: int, asked: Size | None, size: Size) -> Box:

@@ -8,10 +8,11 @@ from fastapi import APIRouter
 from pipelines.catalog import Catalog
 from pipelines.kernel import Kernel
 from pipelines.noise import Grid
+from service.api.bodies import Route
 from service.api.sdapi.script import NAME, Script
 from service.services import ServicesDep
 
-router = APIRouter(prefix="/sdapi/v1", tags=["automatic1111"])
+router = APIRouter(prefix="/sdapi/v1", tags=["automatic1111"], route_class=Route)
 
 
 @router.get("/sd-models")

@@ -6,12 +6,12 @@ from typing import Final
 from fastapi import FastAPI
 
 from service.api.sdapi import generation, lists, options, png_info, progress
-from service.api.sdapi.faults import render
+from service.api.sdapi.faults import SdapiError, render
 from service.api.sdapi.sessions import Sessions
-from service.faults import Renderer
+from service.faults import Dialect
 
-DIALECT: Final[Mapping[str, Renderer]] = {"/sdapi": render, "/internal": render}
-"""Whose faults are rendered in the dialect's way, by the first part of their path."""
+DIALECTS: Final[Mapping[str, Dialect]] = dict.fromkeys(("/sdapi", "/internal"), Dialect(render, SdapiError))
+"""Whose faults are told in the dialect's way, by the first part of their path."""
 
 
 def mount(app: FastAPI) -> None:

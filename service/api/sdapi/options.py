@@ -5,13 +5,14 @@ from typing import Annotated, Any
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 
+from service.api.bodies import Route
 from service.api.caller import CallerDep
 from service.api.sdapi.schemas import checkpoint
 from service.api.sdapi.sessions import SessionsDep
 from service.schemas.fields import NAME_LENGTH
 from service.services import ServicesDep
 
-router = APIRouter(prefix="/sdapi/v1", tags=["automatic1111"])
+router = APIRouter(prefix="/sdapi/v1", tags=["automatic1111"], route_class=Route)
 
 
 class Options(BaseModel):

@@ -1,17 +1,17 @@
 """POST /sdapi/v1/png-info: what a picture says of its making."""
 
-import asyncio
 from typing import Annotated
 
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
+from service.api.bodies import Route
 from service.api.sdapi.answers import PARAMETERS
 from service.infotext import parse
 from service.pictures import picture_text
 from service.services import ServicesDep
 
-router = APIRouter(prefix="/sdapi/v1", tags=["automatic1111"])
+router = APIRouter(prefix="/sdapi/v1", tags=["automatic1111"], route_class=Route)
 
 
 class PngInfoRequest(BaseModel):
@@ -37,7 +37,7 @@ class PngInfo(BaseModel):
 @router.post("/png-info")
 async def png_info(body: PngInfoRequest, services: ServicesDep) -> PngInfo:
     """The text chunks of a PNG; pictures of other formats say nothing."""
-    return await asyncio.to_thread(_read, body.image.strip(), services.settings.max_pixels)
+    return await services.decoded(_read, body.image.strip(), services.settings.max_image_pixels)
 
 
 def _read(image: str, max_pixels: int) -> PngInfo:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Final
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, Field
 
+from service.api.bodies import Route
 from service.api.caller import CallerDep
 from service.api.sdapi.answers import timestamp
 from service.api.sdapi.sessions import SessionsDep
@@ -18,7 +19,7 @@ from service.registry import Record
 from service.schemas.fields import NAME_LENGTH
 from service.services import Services, ServicesDep
 
-router = APIRouter(tags=["automatic1111"])
+router = APIRouter(tags=["automatic1111"], route_class=Route)
 
 _RUNNING: Final = (Phase.RUNNING, Phase.DECODING)
 _NO_PREVIEW: Final = -1

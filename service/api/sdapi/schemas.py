@@ -157,7 +157,9 @@ class ImageToImage(Processing):
     """POST /sdapi/v1/img2img."""
 
     init_images: Annotated[list[str], Field(min_length=1, max_length=1, description="One picture in base64.")]
-    mask: Annotated[str | None, Field(description="White where it is painted anew, in base64, of any size.")] = None
+    mask: Annotated[
+        str | None, Field(description="White where it is painted anew, in base64, in the image's proportions.")
+    ] = None
     inpainting_mask_invert: Annotated[int, Field(ge=0, le=1, description="1: black is painted anew.")] = 0
     mask_blur: Annotated[Number, Field(ge=0, le=256, description="Pixels over which painting blends in.")] = 4.0
     mask_round: Annotated[bool, Field(description="Whether every pixel is painted or kept as a whole.")] = True
