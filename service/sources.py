@@ -69,17 +69,17 @@ def read_mask(mask: Image.Image, painted: Painted, size: Size) -> Image.Image:
         InvalidInputError: It has another size; or it says by transparency what should be said by white, or the reverse.
     """
     if mask.size != size:
-        detail = f"the mask has {_by(mask.size)} pixels, the image {_by(size)}; both must have one size"
+        detail = f"the mask has {_by(mask.size)} pixels, the image {_by(size)}; both must have the same size"
         raise InvalidInputError(detail, field=("mask",))
     if painted == "clear":
         if not mask.has_transparency_data:
-            detail = "the mask has no transparent pixels: what is to be painted must be transparent"
+            detail = "the mask has no transparent pixels: make it transparent where to repaint the image"
             raise InvalidInputError(detail, field=("mask",))
         return ImageOps.invert(mask.convert("RGBA").getchannel("A"))
     flat = mask.convert("L")
     clear = mask.has_transparency_data and bool((np.asarray(mask.convert("RGBA"))[..., 3] < _OPAQUE).any())
     if clear and len(flat.getcolors() or ()) == 1:
-        detail = "the mask is transparent in places and has one colour: make it white where the image is painted anew"
+        detail = "the mask is partly transparent and has a single colour: make it white where to repaint the image"
         raise InvalidInputError(detail, field=("mask",))
     return ImageOps.invert(flat) if painted == "black" else flat
 

@@ -18,10 +18,10 @@ def serve(
     catalog: CatalogOption = None,
     device: DeviceOption = None,
     fast: Annotated[
-        bool | None, typer.Option("--fast", help="bfloat16 and channels last; pictures differ a little.")
+        bool | None, typer.Option("--fast", help="Use bfloat16 and channels last; pictures differ slightly.")
     ] = None,
 ) -> None:
-    """Start the service. What is not given here is read from SUPERDIFF_* in the environment."""
+    """Start the service. Options override the environment variables SUPERDIFF_*."""
     import uvicorn
 
     from service.app import create_app
