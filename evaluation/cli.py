@@ -10,25 +10,31 @@ import typer
 
 def evaluate(
     suites: Annotated[
-        list[str] | None, typer.Argument(metavar="[SUITE]...", help="gmm, prompts, logic, halves, shapes, cost; all.")
+        list[str] | None,
+        typer.Argument(
+            metavar="[SUITE]...",
+            help="gmm, prompts, logic, halves, limits, shapes, emoji, cost. Default: all that can run.",
+        ),
     ] = None,
     *,
-    quick: Annotated[bool, typer.Option("--quick", help="A minute's version: it shows that all works.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A one-minute run that only checks that everything works.")
+    ] = False,
     full: Annotated[
-        bool, typer.Option("--full", help="More pictures of what costs most, added to those of a default run.")
+        bool, typer.Option("--full", help="More pictures for the most expensive methods, added to a default run.")
     ] = False,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Where results are kept; runs/evaluation/COMMIT by default.")
+        Path | None, typer.Option("--out", help="Folder of the results. Default: runs/evaluation/COMMIT.")
     ] = None,
-    split: Annotated[str, typer.Option(help="report, or tune: other captions and seeds, to choose by.")] = "report",
+    split: Annotated[str, typer.Option(help="report, or tune: other captions and seeds, for tuning.")] = "report",
     workers: Annotated[
-        int | None, typer.Option(help="Processes of one thread each; one a core by default.", min=1)
+        int | None, typer.Option(help="Number of processes with one thread each. Default: one per core.", min=1)
     ] = None,
     any_commit: Annotated[
-        bool, typer.Option("--any-commit", help="Keep what the folder has of other commits.")
+        bool, typer.Option("--any-commit", help="Accept results of other commits in the folder.")
     ] = False,
 ) -> None:
-    """Measure how well pictures compose, and write a report. A run that was stopped goes on where it stopped."""
+    """Measure how well pictures compose, and write a report. A stopped run can continue."""
     # Before torch: idle OpenMP teams of several processes on the same cores slow each other down.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     if missing := [name for name in ("jinja2", "matplotlib") if importlib.util.find_spec(name) is None]:

@@ -114,7 +114,7 @@ class And:
             lifts: dict[Expression, float] = {}
             for i, (term, lift) in enumerate(zip(self.terms, self.lifts or (0.0,) * len(self.terms), strict=True)):
                 if lifts.setdefault(term, lift) != lift:
-                    detail = "this term equals an earlier one, so their log-densities cannot end apart"
+                    detail = "this term equals an earlier one, so both must have the same lift"
                     raise InvalidInputError(detail, field=("terms", i, "lift"))
 
 
@@ -161,7 +161,7 @@ class AtLeast:
             detail = f"at least {self.count} of {len(self.terms)} terms: the number must be 1 to {len(self.terms)}"
             raise InvalidInputError(detail, field=("count",))
         if (subsets := math.comb(len(self.terms), self.count)) > MAX_SUBSETS:
-            detail = f"{self.count} of {len(self.terms)} terms are {subsets} subsets; {MAX_SUBSETS} are allowed"
+            detail = f"{self.count} of {len(self.terms)} terms are {subsets} subsets; at most {MAX_SUBSETS} are allowed"
             raise InvalidInputError(detail, field=("count",))
 
     @property
@@ -323,8 +323,8 @@ def check_tree(expression: Expression) -> None:
             raise InvalidInputError(detail, field=path)
         if path and not has_density(node):
             detail = (
-                "a balanced AND has no log-density of its own, so it can only be the outermost operator: "
-                "a soft AND has one"
+                "a balanced AND has no log-density of its own, so it can only be the outermost operator; "
+                "use a soft AND here"
             )
             raise InvalidInputError(detail, field=(*path, "method"))
 

@@ -162,11 +162,11 @@ def _check_name(name: str) -> None:
 def _check_together(name: str, given: Mapping[str, Any]) -> None:
     """Refuse keys that do not go together."""
     if given["source"].suffix == SINGLE_FILE and "family" not in given:
-        raise CatalogError(f"models.{name}.family: a {SINGLE_FILE} file does not name its family; give one")
+        raise CatalogError(f"models.{name}.family: missing; a {SINGLE_FILE} file does not name its family")
     if "revision" in given and not given.get("hub"):
-        raise CatalogError(f"models.{name}.revision: only a source {HUB_PREFIX}OWNER/NAME has revisions")
+        raise CatalogError(f"models.{name}.revision: only {HUB_PREFIX}OWNER/NAME sources have revisions")
     if given.get("compile") and given.get("loras"):
-        raise CatalogError(f"models.{name}.compile: not together with loras; they would be compiled into the network")
+        raise CatalogError(f"models.{name}.compile: not allowed with loras, which would be compiled into the network")
 
 
 def cannot_be_source(path: Path) -> str | None:
@@ -257,7 +257,7 @@ def _source(text: str, where: str, base: Path) -> dict[str, Any]:
     if text.startswith(BUILTIN_PREFIX):
         model = text.removeprefix(BUILTIN_PREFIX)
         if model not in BUILTIN_MODELS:
-            raise CatalogError(f"{where}: builtin models are {', '.join(BUILTIN_MODELS)}")
+            raise CatalogError(f"{where}: the builtin models are {', '.join(BUILTIN_MODELS)}")
         return {"source": BUILTIN_FOLDER / model}
     if text.startswith(HUB_PREFIX):
         repository = text.removeprefix(HUB_PREFIX)

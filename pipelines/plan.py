@@ -139,7 +139,7 @@ def make_plan(
         _check_leaf(path, leaf, params, cards[leaf.model])
     _check_operators(expression, params, cards, retrace=retrace)
     if params.strength < 1 and not on_canvas:
-        raise InvalidInputError("strength below 1 needs an image to begin from", field=("strength",))
+        raise InvalidInputError("strength below 1 needs an image to start from", field=("strength",))
     first = cards[lead(expression)]
     width = first.width if params.width is None else params.width
     height = first.height if params.height is None else params.height
@@ -221,7 +221,9 @@ def _check_leaf(path: Path, leaf: Prompt, params: SamplingParams, card: Card) ->
         if not card.takes_prompts:
             raise InvalidInputError(f"{model} takes no prompts, so a negative prompt has no effect", field=source)
         if not _guides(card):
-            raise InvalidInputError(f"{model} has no guidance that a negative prompt could act on", field=source)
+            raise InvalidInputError(
+                f"{model} has no classifier-free guidance, so a negative prompt has no effect", field=source
+            )
     if card.guidance is Guidance.NONE and params.guidance_scale != 1:
         detail = f"{model} has no guidance: guidance_scale must be 1, got {params.guidance_scale:g}"
         raise InvalidInputError(detail, field=("guidance_scale",))
@@ -245,7 +247,7 @@ def _check_operators(
     if params.candidates > 1:
         _check_referred(expression, (), cards, "the choice among candidates")
     if params.particles > 1 and not has_density(expression):
-        detail = "a balanced AND has no log-density that particles could follow; particles must be 1"
+        detail = "a balanced AND has no log-density, which particles need; particles must be 1"
         raise InvalidInputError(detail, field=("particles",))
     weighs = any(TRAITS[type(node)].weighs and len(node.terms) > 1 for _, node in operators)
     silent = params.kernel is Kernel.DETERMINISTIC and weighs

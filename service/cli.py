@@ -16,7 +16,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     help="Compose pretrained diffusion models by superposition.",
-    epilog="Exit codes: 0 done, 1 problems, 2 wrong input, 3 no service there, 4 refused or failed, 130 interrupted.",
+    epilog="Exit codes: 0 done, 1 problems, 2 wrong input, 3 no service, 4 refused or failed, 130 interrupted.",
 )
 for command in (serve, compose, density, remake, calibrate, doctor):
     app.command()(command)

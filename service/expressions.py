@@ -30,7 +30,7 @@ _PARTS: Final = {"terms", "count", "prompt", "model", "lora"} | {
 }
 # A LoRA in a plain prompt, with the blanks before it.
 _LORA: Final = re.compile(r"[^\S\n]*<lora:(?P<name>[^<>:]+)(?::(?P<scale>[^<>]*))?>")
-_NO_OPERATOR: Final = "a weight is for the operator around the term, and there is none"
+_NO_OPERATOR: Final = "a weight belongs to an operator around the term, but here is no operator"
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +153,7 @@ def from_prompt(prompt: str, models: Sequence[str]) -> Written:
     for tag in _LORA.finditer(prompt):
         name = tag["name"].strip()
         if name in loras:
-            raise grammar.GrammarError(f"the LoRA {name!r} stands here twice", prompt, tag.start("name") + 1)
+            raise grammar.GrammarError(f"the LoRA {name!r} is given twice", prompt, tag.start("name") + 1)
         loras[name] = _scale(tag, prompt)
     return from_wire({"prompt": _LORA.sub("", prompt) if loras else prompt, "lora": loras}, models)
 
@@ -234,7 +234,7 @@ def _built(part: Part, models: Sequence[str], path: Path) -> Expression:
     terms = []
     for i, term in enumerate(part.parts):
         if term.weight is not None and not TRAITS[part.operator].number:
-            detail = f"the operator {TRAITS[part.operator].word} gives its terms no weights"
+            detail = f"the operator {TRAITS[part.operator].word} takes no weights for its terms"
             raise InvalidInputError(detail, field=(*path, "terms", i, _WEIGHT))
         terms.append(_built(term, models, (*path, "terms", i)))
     try:

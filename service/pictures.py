@@ -132,7 +132,7 @@ def _plain_picture(sent: str | bytes, field: str, max_pixels: int) -> tuple[Imag
             told = {str(keyword): str(value) for keyword, value in chunks.items()}
             return _plain(ImageOps.exif_transpose(picture)), told
     except UnidentifiedImageError:
-        raise InvalidInputError(f"{field} is none of {', '.join(_READ)}", field=(field,)) from None
+        raise InvalidInputError(f"{field} must be one of {', '.join(_READ)}", field=(field,)) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         # Pillow's own bound, which lies above any that is sensible here.
         detail = f"{field} has too many pixels; this service reads {max_pixels} (max_image_pixels)"
@@ -153,9 +153,7 @@ def picture_file(sent: str | bytes, field: str) -> bytes:
 
 def _from_base64(text: str, field: str) -> bytes:
     if text.startswith(("http:", "https:", "file:")):
-        raise InvalidInputError(
-            f"{field} must be the picture itself in base64; addresses are not fetched", field=(field,)
-        )
+        raise InvalidInputError(f"{field} must be the picture itself in base64; URLs are not fetched", field=(field,))
     start = _DATA_URI.match(text)
     try:
         return base64.b64decode(text[start.end() if start else 0 :], validate=True)

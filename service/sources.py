@@ -69,21 +69,21 @@ def read_mask(mask: Image.Image, painted: Painted, size: Size) -> Image.Image:
         InvalidInputError: It has another size; or it says by transparency what should be said by white, or the reverse.
     """
     if mask.size != size:
-        detail = f"the mask has {_by(mask.size)} pixels, the image {_by(size)}; both must have one size"
+        detail = f"the mask has {_by(mask.size)} pixels, the image {_by(size)}; both must have the same size"
         raise InvalidInputError(detail, field=("mask",))
     if painted == "clear":
         if not mask.has_transparency_data:
-            detail = "the mask has no transparent pixels: what is to be painted must be transparent"
+            detail = "the mask has no transparent pixels: make it transparent where to repaint the image"
             raise InvalidInputError(detail, field=("mask",))
         return ImageOps.invert(mask.convert("RGBA").getchannel("A"))
     flat = mask.convert("L")
     clear = mask.has_transparency_data and bool((np.asarray(mask.convert("RGBA"))[..., 3] < _OPAQUE).any())
     shades = np.asarray(flat)
     if clear and (shades.min() >= _HALF or shades.min() == shades.max()):
-        lacks = "no dark pixel" if shades.min() >= _HALF else "one colour"
+        lacks = "no dark pixel" if shades.min() >= _HALF else "a single colour"
         detail = (
-            f"the mask is transparent in places and has {lacks}; transparency says nothing here: make it white where "
-            "the image is painted anew, black where it is kept"
+            f"the mask is partly transparent and has {lacks}; transparency means nothing here: make it white where to "
+            "repaint the image, black where to keep it"
         )
         raise InvalidInputError(detail, field=("mask",))
     return ImageOps.invert(flat) if painted == "black" else flat

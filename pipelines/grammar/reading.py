@@ -92,7 +92,9 @@ def read(text: str, *, default_model: str, models: Collection[str]) -> Reading:
     reader = _Reader(text, default_model, models)
     (tree,) = trees_of(syntax_tree(text))
     if tree.data == "weighted":
-        reader.refuse("a number after a term is for the operator around it, and there is none", tree.children[1])
+        reader.refuse(
+            "a number after a term belongs to an operator around it, but here is no operator", tree.children[1]
+        )
     reading = Reading(reader.node(tree, ()), text, MappingProxyType(reader.spans))
     try:
         check_tree(reading.expression)
@@ -118,7 +120,7 @@ class _Reader:
         while tree.data == "paren":
             (tree,) = trees_of(tree)
             if tree.data == "weighted":
-                detail = 'the number stands after the parenthesis; to weigh words of a prompt, quote it: "(a cat:1.2)"'
+                detail = 'write the number after the parenthesis; to weight words in a prompt, quote it: "(a cat:1.2)"'
                 self.refuse(detail, tree.children[1])
         self._note(path, tree)
         return self._leaf(tree, path) if tree.data == "leaf" else self._operator(tree, path)
@@ -130,7 +132,7 @@ class _Reader:
     def _leaf(self, tree: "Tree[Token]", path: Path) -> Prompt:
         self._leaves += 1
         if self._leaves > MAX_LEAVES:
-            self.refuse(f"an expression has at most {MAX_LEAVES} prompts; this is one more", tree)
+            self.refuse(f"an expression has at most {MAX_LEAVES} prompts; this one is too many", tree)
         self._check_prompt(token_at(tree, 0))
         self._note((*path, "prompt"), token_at(tree, 0))
         model, negative = self._default_model, None
@@ -148,14 +150,14 @@ class _Reader:
             else:
                 name, scale = self._lora(suffix)
                 if name in adapters:
-                    self.refuse(f"the LoRA {_short(name)!r} stands here twice", suffix)
+                    self.refuse(f"the LoRA {_short(name)!r} is given twice", suffix)
                 adapters[name] = scale
         return Prompt(_said(token_at(tree, 0)), model, tuple(sorted(adapters.items())), negative)
 
     def _check_prompt(self, token: "Token") -> None:
         """Refuse a quoted prompt that ends in @NAME: who writes that means a model, and would get another one."""
         if token.type == "QUOTED" and (found := _MODEL_INSIDE.search(_ESCAPE.sub(_blank, token[1:-1]))):
-            detail = f"a model is named after the closing quotation mark, @{_short(found[1])}; \\@ stands for the sign"
+            detail = f"write the model after the closing quotation mark, @{_short(found[1])}; write \\@ for a plain @"
             raise GrammarError(detail, self._text, span_of(token)[0] + found.start(1) + 1)
 
     def _model(self, tree: "Tree[Token]") -> str:
@@ -171,7 +173,7 @@ class _Reader:
     def _operator(self, tree: "Tree[Token]", path: Path) -> Operator:
         # What nests deeper is not walked into: no text can exhaust the stack.
         if len(path) // 2 >= MAX_DEPTH:
-            self.refuse(f"operators nest at most {MAX_DEPTH} deep; this is one more", tree)
+            self.refuse(f"operators nest at most {MAX_DEPTH} deep; this one is too deep", tree)
         kind = _CALLS[token_at(tree, 0)] if tree.data == "call" else _RULES[tree.data]
         form = FORMS[kind]
         subtrees = trees_of(tree)
@@ -267,8 +269,10 @@ def _short(name: str) -> str:
 
 def _no_number(form: Form) -> str:
     if form is FORMS[Not]:
-        return "NOT gives its term no number: write NOT[1.5] a for its scale, (NOT a):1.5 for the operator around it"
-    return f"{form.word} gives its terms no numbers"
+        return (
+            "NOT takes no number for its term: write NOT[1.5] a for its scale, (NOT a):1.5 for the operator around it"
+        )
+    return f"{form.word} takes no numbers for its terms"
 
 
 def _allowed_options(form: Form) -> str:

@@ -202,7 +202,7 @@ def _check_characters(text: str) -> None:
     if found := _FORBIDDEN.search(text):
         code = f"{ord(found[0]):04x}"
         if "\ud800" <= found[0] <= "\udfff":
-            detail = f"U+{code.upper()} is half a character: the text was decoded wrongly"
+            detail = f"U+{code.upper()} is half a character: the text was decoded incorrectly"
         else:
             detail = f"control characters are not allowed; in quotes write this one as \\u{code}"
         raise GrammarError(detail, text, found.start() + 1)
@@ -258,8 +258,8 @@ def _hint(rest: str, allowed: Collection[str], last: str) -> str:
     word = _WORD.match(rest)
     hints = {
         f"{'AT LEAST' if last == 'OF' else last} takes its terms in parentheses, separated by commas; "
-        "as a word of a prompt it needs quotes": last in _CALLS,
-        "a LoRA stands after its prompt, a cat<lora:name:0.8>; a prompt with < in it needs quotes": rest[:1] == "<",
+        "a prompt with this word needs quotes": last in _CALLS,
+        "write a LoRA after its prompt, a cat<lora:name:0.8>; a prompt with < in it needs quotes": rest[:1] == "<",
         f"a prompt with {rest[:1]} in it needs quotes around all of it": last in _PROMPT and rest[:1] in _SPLITTING,
         "a prompt with : in it needs quotes around all of it": last == "WEIGHT",
         "a prompt that begins with a comma needs quotes": wants_prompt and rest[:1] == ",",
@@ -267,6 +267,6 @@ def _hint(rest: str, allowed: Collection[str], last: str) -> str:
         "commas separate terms only in a call, such as AVERAGE(a, b)": wants_operator and rest[:1] == ",",
         "this parenthesis was never opened": wants_operator and rest[:1] == ")",
         f"operators are upper case: {word and word[0].upper()}": wants_operator and word and word[0] in _LOWER,
-        "as a word of a prompt it needs quotes": wants_operator and re.match(_OPERATOR, rest),
+        "a prompt with this word needs quotes": wants_operator and re.match(_OPERATOR, rest),
     }
     return next((hint for hint, fits in hints.items() if fits), "")

@@ -9,15 +9,17 @@ from service.commands.common import CatalogOption, DeviceOption, JsonOption, ope
 
 def calibrate(
     name: Annotated[str, typer.Argument(help="A model of the catalogue.")],
-    prompt: Annotated[list[str] | None, typer.Option(help="What to sample; repeat for more. Empty by default.")] = None,
-    images: Annotated[int | None, typer.Option(help="Samples to measure on.", min=2)] = None,
-    steps: Annotated[int | None, typer.Option(help="Steps to draw them with.", min=1)] = None,
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="Prompt to sample; repeat it for more. Default: the empty prompt.")
+    ] = None,
+    images: Annotated[int | None, typer.Option(help="Number of samples to measure on.", min=2)] = None,
+    steps: Annotated[int | None, typer.Option(help="Number of steps per sample.", min=1)] = None,
     catalog: CatalogOption = None,
     device: DeviceOption = None,
     *,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure a model's denoising error m(σ) on its own samples, and store it in the model's folder."""
+    """Measure a model's denoising error m(σ) on its own samples and store it in the model's folder."""
     with told():
         from pipelines import calibration
         from pipelines.families.folder import calibration_path, write_calibration

@@ -24,16 +24,17 @@ DEFAULT_CATALOG: Final = Path("superdiff.toml")
 DEFAULT_URL: Final = "http://127.0.0.1:8000"
 CatalogOption = Annotated[
     Path | None,
-    typer.Option("--catalog", help="Catalogue file; else SUPERDIFF_CATALOG, ./superdiff.toml, the builtin models."),
+    typer.Option("--catalog", help="Catalogue file. Default: SUPERDIFF_CATALOG, ./superdiff.toml, builtin models."),
 ]
-DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 …; none to choose.")]
+DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 …; chosen automatically by default.")]
 UrlOption = Annotated[
-    str | None, typer.Option("--url", help="Ask the service there, http://HOST:PORT, instead of computing here.")
+    str | None, typer.Option("--url", help="Use the service at http://HOST:PORT instead of computing here.")
 ]
 KeyOption = Annotated[
-    str | None, typer.Option("--key", envvar="SUPERDIFF_KEY", help="Sent to the service: Authorization: Bearer KEY.")
+    str | None,
+    typer.Option("--key", envvar="SUPERDIFF_KEY", help="API key for the service (Authorization: Bearer KEY)."),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="The answer as JSON on stdout; messages go to stderr.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the answer as JSON on stdout; messages go to stderr.")]
 _VERBOSITY: Final = ("DIFFUSERS_VERBOSITY", "TRANSFORMERS_VERBOSITY")
 _POINTER: Final = re.compile(r"#/(?=[\w/]+: )")
 

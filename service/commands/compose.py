@@ -36,64 +36,67 @@ def compose(
     out: Annotated[
         str,
         typer.Option(
-            "--out", "-o", help="Where the picture goes, or a folder; several get numbers, in a folder a contact sheet."
+            "--out", "-o", help="Picture file or folder; several pictures get numbers, and in a folder a contact sheet."
         ),
     ] = "composed.png",
-    steps: Annotated[int | None, typer.Option(help="Network calls; the model's default where absent.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Number of network calls. Default: the model's.")] = None,
     guidance_scale: Annotated[
         float | None,
         typer.Option(
             "--guidance-scale",
             "--guidance",
-            help="1 for none; where absent the model's default, times the prompts that must hold together.",
+            help="1 for none. Default: the model's, times the number of prompts that must hold together.",
         ),
     ] = None,
     guidance_start: Annotated[
         float | None,
-        typer.Option(help="Share of the steps that are first taken without guidance; the operator's where absent."),
+        typer.Option(
+            help="Share of the steps, counted from the first, without guidance; the operator sets the default."
+        ),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Drawn where absent.")] = None,
-    num_images: Annotated[int, typer.Option("--num-images", "--images", "-n", help="How many.", min=1)] = 1,
+    seed: Annotated[int | None, typer.Option(help="Random by default.")] = None,
+    num_images: Annotated[int, typer.Option("--num-images", "--images", "-n", help="Number of pictures.", min=1)] = 1,
     candidates: Annotated[
-        int | None, typer.Option(help="Pictures that are drawn for each one that is written: the best.")
+        int | None, typer.Option(help="Pictures to draw for each one written; the best is kept.")
     ] = None,
     select: Annotated[
-        str | None, typer.Option(help="What candidates are chosen by: lift at no cost, density on fresh noise.")
+        str | None,
+        typer.Option(help="How to choose among candidates: lift is free, density makes 8 more network calls."),
     ] = None,
     particles: Annotated[
-        int | None, typer.Option(help="Samples for each candidate, reweighted to follow the expression's density.")
+        int | None, typer.Option(help="Samples per candidate, reweighted to follow the expression's density.")
     ] = None,
-    kernel: Annotated[str | None, typer.Option(help="Transition kernel; the model's default where absent.")] = None,
+    kernel: Annotated[str | None, typer.Option(help="Transition kernel. Default: the model's.")] = None,
     negative_prompt: Annotated[
-        str | None, typer.Option("--negative-prompt", "--negative", help="What guidance leads away from.")
+        str | None, typer.Option("--negative-prompt", "--negative", help="What guidance steers away from.")
     ] = None,
-    width: Annotated[int | None, typer.Option(help="Pixels; the image's, else the model's, where absent.")] = None,
-    height: Annotated[int | None, typer.Option(help="Likewise.")] = None,
-    image: Annotated[Path | None, typer.Option(help="A picture to begin from.")] = None,
+    width: Annotated[int | None, typer.Option(help="In pixels. Default: the image's, else the model's.")] = None,
+    height: Annotated[int | None, typer.Option(help="In pixels, with the same default as the width.")] = None,
+    image: Annotated[Path | None, typer.Option(help="A picture to start from.")] = None,
     mask: Annotated[
-        Path | None, typer.Option(help="Of the image's size: white where it is painted anew, black where it is kept.")
+        Path | None, typer.Option(help="A picture of the same size: white is repainted, black is kept.")
     ] = None,
     strength: Annotated[
-        float | None, typer.Option(help="How much of the image is sampled anew: 0 gives it back, 1 keeps nothing.")
+        float | None, typer.Option(help="How much to change the image: 0 returns it, 1 keeps nothing.")
     ] = None,
-    fit: Annotated[str | None, typer.Option(help="How the image comes to the size: crop, pad or stretch.")] = None,
+    fit: Annotated[str | None, typer.Option(help="How to bring the image to the size: crop, pad or stretch.")] = None,
     mask_feather: Annotated[
-        float | None, typer.Option(help="Pixels inside of the mask's border over which painting blends in.")
+        float | None, typer.Option(help="Width of the blend inside the mask's border, in pixels.")
     ] = None,
     output_format: Annotated[
-        str | None, typer.Option(help="png, jpeg or webp; as the file's ending says, png in a folder.")
+        str | None, typer.Option(help="png, jpeg or webp. Default: by the file extension; png in a folder.")
     ] = None,
     preview_every: Annotated[
-        int | None, typer.Option(help="Every how many steps previews are written beside the pictures.")
+        int | None, typer.Option(help="Write a preview next to the pictures every N steps; 0 for never.")
     ] = None,
     priority: Annotated[int | None, typer.Option(help="0 to 9; higher runs earlier.")] = None,
-    timeout_s: Annotated[float | None, typer.Option(help="Seconds after which the answer is worthless.")] = None,
+    timeout_s: Annotated[float | None, typer.Option(help="Time limit in seconds.")] = None,
     *,
     include_trajectory: Annotated[
-        bool, typer.Option("--include-trajectory", help="Write κ and log-densities of every step.")
+        bool, typer.Option("--include-trajectory", help="Write κ and the log-densities of every step.")
     ] = False,
     include_lift_maps: Annotated[
-        bool, typer.Option("--include-lift-maps", help="Write where in the pictures each component is explained.")
+        bool, typer.Option("--include-lift-maps", help="Write maps of where each component explains the picture.")
     ] = False,
     url: UrlOption = None,
     key: KeyOption = None,
@@ -101,7 +104,7 @@ def compose(
     device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Compose pictures: here, or by a service with --url. Ctrl-C cancels the job."""
+    """Compose pictures: here, or on a service with --url. Ctrl-C cancels the job."""
     with told():
         target = target_of(out, num_images, output_format)
         given: dict[str, Any] = {
@@ -143,7 +146,7 @@ def compose(
             if url is None:
                 raise
             again = f"superdiff jobs fetch {answer['id']} --url {url} -o ELSEWHERE"
-            raise CommandError(f"{error}; for a while the service still has it all: {again}", error.code) from error
+            raise CommandError(f"{error}; the service keeps the pictures for a while: {again}", error.code) from error
 
 
 def encoded_file(path: Path, option: str) -> str:

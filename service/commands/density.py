@@ -20,19 +20,19 @@ def density(
         str,
         typer.Argument(
             metavar="EXPRESSION",
-            help='What may explain it: \'"a cat" OR "a pizza"\'. In a flat OR a prompt\'s number is its log '
-            "prior odds.",
+            help='What may explain it: \'"a cat" OR "a pizza"\'. In a flat OR the number after a prompt is its log '
+            "prior odds in nats.",
         ),
     ],
-    draws: Annotated[int | None, typer.Option(help="Draws of the noise to average over.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Network calls; the model's default where absent.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Drawn where absent.")] = None,
-    kernel: Annotated[str | None, typer.Option(help="Transition kernel, one that adds noise.")] = None,
-    width: Annotated[int | None, typer.Option(help="Pixels; the image's where absent.")] = None,
-    height: Annotated[int | None, typer.Option(help="Likewise.")] = None,
-    fit: Annotated[str | None, typer.Option(help="How the image comes to the size: crop, pad or stretch.")] = None,
+    draws: Annotated[int | None, typer.Option(help="Number of noise draws to average over.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Number of network calls. Default: the model's.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Random by default.")] = None,
+    kernel: Annotated[str | None, typer.Option(help="Transition kernel; it must add noise.")] = None,
+    width: Annotated[int | None, typer.Option(help="In pixels. Default: the image's.")] = None,
+    height: Annotated[int | None, typer.Option(help="In pixels. Default: the image's.")] = None,
+    fit: Annotated[str | None, typer.Option(help="How to bring the image to the size: crop, pad or stretch.")] = None,
     priority: Annotated[int | None, typer.Option(help="0 to 9; higher runs earlier.")] = None,
-    timeout_s: Annotated[float | None, typer.Option(help="Seconds after which the answer is worthless.")] = None,
+    timeout_s: Annotated[float | None, typer.Option(help="Time limit in seconds.")] = None,
     *,
     url: UrlOption = None,
     key: KeyOption = None,
@@ -40,7 +40,7 @@ def density(
     device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Tell the log-density of a picture under each prompt and operator, and which prompt explains it."""
+    """Measure the log-density of a picture under each prompt and operator, and which prompt explains it."""
     with told():
         given: dict[str, Any] = {
             "image": encoded_file(image, "IMAGE"),

@@ -46,7 +46,7 @@ def answer_of(
                 raise
             session.cancel(job_id)
             raise CommandError(f"interrupted; job {job_id} is cancelled", Exit.INTERRUPTED) from None
-    raise CommandError("the job's events ended before it did", Exit.UNREACHABLE)
+    raise CommandError("the job's events ended before the job did", Exit.UNREACHABLE)
 
 
 def _shown(told: Told) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def _shown(told: Told) -> dict[str, Any]:
     match told.kind:
         case "queued":
             position = told.data["position"]
-            return {"description": f"queued, {position} before it" if position else "queued"}
+            return {"description": f"queued, {position} ahead" if position else "queued"}
         case "progress":
             sigma = f"σ {told.data['sigma']:.3g}"
             done = {"completed": told.data["step"], "total": told.data["steps"], "sigma": sigma}

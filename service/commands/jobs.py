@@ -22,7 +22,7 @@ from service.commands.remote import RemoteSession
 
 jobs_app = typer.Typer(no_args_is_help=True, help="The jobs of a service: list, show, cancel, fetch.")
 
-_ServiceOption = Annotated[str, typer.Option("--url", envvar="SUPERDIFF_URL", help="The service, http://HOST:PORT.")]
+_ServiceOption = Annotated[str, typer.Option("--url", envvar="SUPERDIFF_URL", help="The service at http://HOST:PORT.")]
 _IdArgument = Annotated[str, typer.Argument(metavar="ID", help="The job's id.")]
 
 
@@ -30,7 +30,7 @@ _IdArgument = Annotated[str, typer.Argument(metavar="ID", help="The job's id.")]
 def list_jobs(
     url: _ServiceOption = DEFAULT_URL,
     key: KeyOption = None,
-    limit: Annotated[int, typer.Option(help="How many.", min=1, max=1000)] = 100,
+    limit: Annotated[int, typer.Option(help="Number of jobs.", min=1, max=1000)] = 100,
     *,
     as_json: JsonOption = False,
 ) -> None:
@@ -48,7 +48,7 @@ def list_jobs(
 def show_job(
     job_id: _IdArgument, url: _ServiceOption = DEFAULT_URL, key: KeyOption = None, *, as_json: JsonOption = False
 ) -> None:
-    """Say how a job stands, and what a completed one came to."""
+    """Show the state of a job, and its result."""
     with told(), RemoteSession(url, key) as session:
         job = session.get(f"/v1/jobs/{job_id}")
         if as_json:
@@ -68,7 +68,7 @@ def show_job(
 def cancel_job(
     job_id: _IdArgument, url: _ServiceOption = DEFAULT_URL, key: KeyOption = None, *, as_json: JsonOption = False
 ) -> None:
-    """Cancel a job, and say how it ended; harmless where it is over."""
+    """Cancel a job and show its state; a finished job stays as it is."""
     with told(), RemoteSession(url, key) as session:
         job = session.delete(f"/v1/jobs/{job_id}")
         if as_json:
@@ -80,11 +80,9 @@ def cancel_job(
 @jobs_app.command("fetch")
 def fetch_job(
     job_id: _IdArgument,
-    out: Annotated[
-        str, typer.Option("--out", "-o", help="Where the picture goes, or a folder, as of compose.")
-    ] = "composed.png",
+    out: Annotated[str, typer.Option("--out", "-o", help="Picture file or folder, as for compose.")] = "composed.png",
     output_format: Annotated[
-        str | None, typer.Option(help="png, jpeg or webp; as the file's ending says, png in a folder.")
+        str | None, typer.Option(help="png, jpeg or webp. Default: by the file extension; png in a folder.")
     ] = None,
     url: _ServiceOption = DEFAULT_URL,
     key: KeyOption = None,
@@ -98,7 +96,9 @@ def fetch_job(
         if answer is None:
             raise CommandError(f"job {job_id} is {job['status']}: it has no pictures", Exit.REFUSED)
         if job["kind"] == "density":
-            raise CommandError(f"job {job_id} is a density job: it has no pictures; jobs show tells it", Exit.REFUSED)
+            raise CommandError(
+                f"job {job_id} is a density job: it has no pictures; use superdiff jobs show", Exit.REFUSED
+            )
         target = target_of(out, len(answer["images"]), output_format)
         for image in answer["images"]:
             data = session.file(image["url"], format=target.format)
@@ -112,6 +112,6 @@ def fetch_job(
 def _line(job: dict[str, Any]) -> str:
     """A job in a line: id, when it came, how it stands, what it composes."""
     created = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(job["created"]))
-    place = "" if job["queue_position"] is None else f", {job['queue_position']} before it"
+    place = "" if job["queue_position"] is None else f", {job['queue_position']} jobs ahead"
     done = f"{job['kind']} {job['status']} {job['step']}/{job['steps']}{place}"
     return f"{job['id']}  {created}  {done}  {', '.join(job['components'])}"

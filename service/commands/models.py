@@ -49,7 +49,7 @@ def list_models(
     *,
     as_json: JsonOption = False,
 ) -> None:
-    """Say what stands in the catalogue, or which models a service has; nothing is loaded."""
+    """List the models of the catalogue, or of a service with --url; nothing is loaded."""
     with told():
         if url is not None:
             with RemoteSession(url, key) as session:
@@ -68,7 +68,7 @@ def list_models(
         return
     for model in found:
         worn = f", LoRAs {', '.join(model['loras'])}" if model["loras"] else ""
-        family = model["family"] or "family as its folder says"
+        family = model["family"] or "family given by its folder"
         typer.echo(f"{model['name']}: {model['source']}, {family}, {model['dtype']}{worn}")
 
 
@@ -76,7 +76,7 @@ def list_models(
 def check_models(
     context: typer.Context, catalog: CatalogOption = None, device: DeviceOption = None, *, as_json: JsonOption = False
 ) -> None:
-    """Load every model and describe it, and say which compose; exit with 2 where one cannot be loaded."""
+    """Load and describe every model, and say which compose; exit with 2 if one cannot be loaded."""
     with told():
         held = open_catalog(catalog or context.obj, device)
         cards: dict[str, Card] = {}
@@ -102,16 +102,16 @@ def check_models(
 @models_app.command("add")
 def add_model(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(help="What requests shall call it.")],
+    name: Annotated[str, typer.Argument(help="Its name in requests.")],
     source: Annotated[str, typer.Argument(help="A folder, a .safetensors file, builtin:NAME or hub:OWNER/NAME.")],
-    family: Annotated[str | None, typer.Option(help="Needed for a .safetensors file.")] = None,
+    family: Annotated[str | None, typer.Option(help="Required for a .safetensors file.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16.")] = None,
-    revision: Annotated[str | None, typer.Option(help="Of a hub source.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub source.")] = None,
     catalog: CatalogOption = None,
     *,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a model into the catalogue file, ./superdiff.toml where none is named; it is not loaded yet."""
+    """Add a model to the catalogue file, by default ./superdiff.toml; it is not loaded yet."""
     given = {"source": source, "family": family, "dtype": dtype, "revision": revision}
     table = {key: value for key, value in given.items() if value is not None}
     with told():
@@ -124,7 +124,7 @@ def add_model(
         try:
             written = path.read_text() if path.exists() else ""
             if name in _models_of(written, path):
-                raise CatalogError(f"models.{name}: {path} has it already")
+                raise CatalogError(f"models.{name}: {path} already has this model")
             lines = [f"[models.{_quoted(name)}]", *(f"{key} = {_quoted(value)}" for key, value in table.items())]
             text = written + ("\n" if written else "") + "\n".join(lines) + "\n"
             # What stands there may not take a table of its own more: models = {…} on one line does not.

@@ -69,13 +69,13 @@ def target_of(out: str, count: int, image_format: str | None = None) -> Target:
     else:
         target = Target(path.parent, path.stem, path.suffix, numbered=count > 1, folder_asked=False)
     if target.suffix.lower() not in FORMATS:
-        raise CommandError(f"--out {out}: its ending must be that of a picture: {', '.join(FORMATS)}")
+        raise CommandError(f"--out {out}: its extension must be one of {', '.join(FORMATS)}")
     if image_format is not None and target.format != image_format:
-        raise CommandError(f"--out {out}: its ending is not that of --output-format {image_format}")
+        raise CommandError(f"--out {out}: its extension does not match --output-format {image_format}")
     try:
         target.folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        raise CommandError(f"--out {out}: cannot be written: {target.folder} is no folder") from error
+        raise CommandError(f"--out {out}: cannot be written: {target.folder} is not a folder") from error
     except OSError as error:
         raise CommandError(f"--out {out}: cannot be written: {error.strerror}") from error
     for index in range(count):

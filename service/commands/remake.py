@@ -25,11 +25,9 @@ from service.commands.pictures import write_answer
 
 def remake(
     picture: Annotated[Path, typer.Argument(metavar="PICTURE", help="A PNG that the service or this command wrote.")],
-    out: Annotated[
-        str | None, typer.Option("--out", "-o", help="Where the picture goes; PICTURE-remade.png where absent.")
-    ] = None,
-    image: Annotated[Path | None, typer.Option(help="The picture that it began from, if it began from one.")] = None,
-    mask: Annotated[Path | None, typer.Option(help="Its mask, if it had one.")] = None,
+    out: Annotated[str | None, typer.Option("--out", "-o", help="Picture file. Default: PICTURE-remade.png.")] = None,
+    image: Annotated[Path | None, typer.Option(help="The picture it started from, if any.")] = None,
+    mask: Annotated[Path | None, typer.Option(help="Its mask, if any.")] = None,
     *,
     url: UrlOption = None,
     key: KeyOption = None,
@@ -37,13 +35,13 @@ def remake(
     device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Draw a picture again, from the request in its file."""
+    """Draw a picture again from the request in its file."""
     with told():
         from service.metadata import read
 
         recipe = read(read_file(picture, "PICTURE"))
         if recipe is None:
-            raise CommandError(f"{picture}: holds no request; only PNGs that superdiff wrote do")
+            raise CommandError(f"{picture}: contains no request; only PNGs written by superdiff do")
         body = recipe["request"] | _source(picture, recipe.get("source"), image, mask)
         target = target_of(out or str(picture.with_name(f"{picture.stem}-remade.png")), 1)
         body["output_format"] = target.format
@@ -70,7 +68,9 @@ def _source(picture: Path, source: dict[str, Any] | None, image: Path | None, ma
         file = read_file(path, f"--{name}")
         found[name] = base64.b64encode(file).decode()
         if digest(file) != expected:
-            raise CommandError(f"--{name} {path}: not the one that {picture} was made with, SHA-256 {expected}")
+            raise CommandError(
+                f"--{name} {path}: this is not the file that {picture} was made from, SHA-256 {expected}"
+            )
     if mask is not None and source is not None and source["painted"] != "white":
         found["mask"] = _whitened(mask, source["painted"])
     return found

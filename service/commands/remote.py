@@ -56,7 +56,7 @@ class RemoteSession:
         try:
             answer = self._ask("POST", path, body, json=body, headers={"Prefer": "respond-async"}, timeout=timeout)
         except KeyboardInterrupt:
-            detail = "interrupted while the service took the job in; superdiff jobs list shows whether it did"
+            detail = "interrupted while sending the job; superdiff jobs list shows whether the service took it"
             raise CommandError(detail, Exit.INTERRUPTED) from None
         return str(answer.json()["id"])
 
@@ -80,7 +80,9 @@ class RemoteSession:
                     raise self._unreachable(error) from error
             failures += 1
             if failures >= _TRIES:
-                raise CommandError(f"{self._url}: the events of job {job_id} end too soon", Exit.UNREACHABLE)
+                raise CommandError(
+                    f"{self._url}: the events of job {job_id} ended before the job did", Exit.UNREACHABLE
+                )
             time.sleep(_BETWEEN_S)
 
     def cancel(self, job_id: str) -> None:

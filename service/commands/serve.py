@@ -29,15 +29,15 @@ def serve(
     catalog: CatalogOption = None,
     device: DeviceOption = None,
     fast: Annotated[
-        bool | None, typer.Option("--fast", help="bfloat16 and channels last; pictures differ a little.")
+        bool | None, typer.Option("--fast", help="Use bfloat16 and channels last; pictures differ slightly.")
     ] = None,
     log_format: Annotated[
         LogFormat | None, typer.Option(help="Log lines for people, or JSON.  [SUPERDIFF_LOG_FORMAT]")
     ] = None,
 ) -> None:
-    """Start the service. What is not given here is read from SUPERDIFF_* in the environment.
+    """Start the service. Options override the environment variables SUPERDIFF_*.
 
-    SIGHUP reads the catalogue anew; SIGTERM finishes what runs and ends.
+    SIGHUP reloads the catalogue; SIGTERM finishes the running jobs and stops.
     """
     given = {
         "host": host,

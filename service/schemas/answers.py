@@ -14,18 +14,23 @@ class NodeDensity(BaseModel):
     log_density: Annotated[
         float,
         Field(
-            description="In nats, at the models' smallest noise level: the mean over the draws. An operator's is "
-            "computed from its terms draw by draw, then averaged."
+            description="In nats, at the models' smallest noise level: the mean over the draws. For an operator it is "
+            "computed from its terms draw by draw and then averaged."
         ),
     ]
-    standard_error: Annotated[float | None, Field(description="Of that mean, over the draws; null for a single one.")]
+    standard_error: Annotated[
+        float | None, Field(description="Standard error of this mean over the draws; null for one draw.")
+    ]
 
 
 class Explanation(NodeDensity):
-    """What a component makes of a picture."""
+    """How well a component explains a picture."""
 
     posterior: Annotated[
-        float, Field(description="The component's share of all, by its density and, in a flat OR, its prior odds.")
+        float,
+        Field(
+            description="Posterior probability of the component, from its density and, in a flat OR, its prior odds."
+        ),
     ]
 
 
@@ -34,7 +39,7 @@ class Timings(BaseModel):
 
     queued_ms: float
     run_ms: float
-    steps: Annotated[int, Field(description="Network calls, one after another.")]
+    steps: Annotated[int, Field(description="Number of sequential network calls.")]
 
 
 class DensityResponse(BaseModel):
@@ -45,11 +50,11 @@ class DensityResponse(BaseModel):
     status: Literal["completed"] = "completed"
     created: Annotated[int, Field(description="Unix time in seconds.")]
     models: list[str]
-    components: Annotated[list[str], Field(description="The components' names below, in order.")]
+    components: Annotated[list[str], Field(description="The keys of `explanations`, in the request's order.")]
     seed: int
     draws: int
     steps: int
-    numbers: Annotated[int, Field(description="How many numbers a sample has: what log-densities are extensive in.")]
+    numbers: Annotated[int, Field(description="Dimension of a sample; log-densities grow with it.")]
     explanations: dict[str, Explanation]
     nodes: Annotated[
         dict[str, NodeDensity],
@@ -62,9 +67,9 @@ class LiftMap(BaseModel):
     """Where in a picture a component is explained, as a small PNG: red above 0, blue below, white at 0."""
 
     b64_json: Annotated[str | None, Field(description="The encoded map.")] = None
-    url: Annotated[str | None, Field(description="Where to fetch the map for a while.")] = None
+    url: Annotated[str | None, Field(description="Where to fetch the map, for a limited time.")] = None
     scale: Annotated[
-        float, Field(description="Nats of a cell in full colour, red or blue; the same for all maps of a picture.")
+        float, Field(description="Nats of a cell in full red or blue; the same for all maps of a picture.")
     ]
 
 
@@ -72,12 +77,13 @@ class Picture(BaseModel):
     """One picture and what the density estimator says of it."""
 
     b64_json: Annotated[str | None, Field(description="The encoded picture.")] = None
-    url: Annotated[str | None, Field(description="Where to fetch the picture for a while.")] = None
+    url: Annotated[str | None, Field(description="Where to fetch the picture, for a limited time.")] = None
     seed: Annotated[
-        int, Field(description="With it a request of one image, as many candidates and particles, draws this again.")
+        int,
+        Field(description="A request with this seed, one image and the same candidates and particles draws it again."),
     ]
     log_density: Annotated[
-        dict[str, float | None], Field(description="Component → log q in nats; null where no step added noise.")
+        dict[str, float | None], Field(description="Component → log q in nats; null if no step added noise.")
     ]
     nodes: Annotated[
         dict[str, float | None],
@@ -86,7 +92,7 @@ class Picture(BaseModel):
     kappa: Annotated[
         dict[str, float | None],
         Field(
-            description="Component → mean κ over the steps, its share of the mix of scores; null where none was taken."
+            description="Component → mean κ over the steps, its share of the mix of scores; null if no step was taken."
         ),
     ]
     weight: Annotated[
@@ -101,34 +107,32 @@ class Picture(BaseModel):
         dict[str, float | None],
         Field(
             description="Component → log q − log q of the empty (or negative) prompt, in nats: how much better it "
-            "explains the picture than nothing; null where that was not computed: at guidance 1 without candidates, or "
+            "explains the picture than no prompt; null if it was not computed: at guidance 1 without candidates, or "
             "for a model without classifier-free guidance."
         ),
     ]
     lift_maps: Annotated[
         dict[str, LiftMap | None] | None,
-        Field(description="Component → where in the picture its lift is; only with include_lift_maps."),
+        Field(description="Component → map of its lift over the picture; only with include_lift_maps."),
     ] = None
-    clamp_rate: Annotated[
-        float, Field(description="Share of the steps at which balanced AND's weights were held back.")
-    ]
-    candidate: Annotated[int, Field(description="Which of its candidates this picture is; the first is 0.")]
+    clamp_rate: Annotated[float, Field(description="Share of the steps at which balanced AND's κ were clamped.")]
+    candidate: Annotated[int, Field(description="Index of this picture among its candidates, from 0.")]
     survivors: Annotated[
         int | None,
-        Field(description="From how many of its first particles the last ones descend; null without particles."),
+        Field(description="Number of first particles with descendants at the end; null without particles."),
     ] = None
 
 
 class TrajectoryPoint(BaseModel):
-    """The state after one step: one list a sample, in it one number a component.
+    """The state after one step: one list per sample, with one number per component.
 
-    Samples are in the order of images, in an image of candidates, in a candidate of particles; after the last step one
-    particle of each candidate is left.
+    Samples are ordered by image, then by candidate, then by particle. After the last step each candidate has one
+    particle.
     """
 
     step: int
     sigma: Annotated[float, Field(description="The noise level reached.")]
-    log_density: Annotated[list[list[float | None]], Field(description="In nats; null where no step adds noise.")]
+    log_density: Annotated[list[list[float | None]], Field(description="In nats; null if no step adds noise.")]
     kappa: Annotated[list[list[float]], Field(description="The components' shares of the mix of scores.")]
     weight: Annotated[
         list[list[float]],
@@ -139,7 +143,7 @@ class TrajectoryPoint(BaseModel):
     ]
     effective_sample_size: Annotated[
         list[float] | None,
-        Field(description="Of each candidate's particles, before they are resampled; null without particles."),
+        Field(description="Of each candidate's particles before resampling; null without particles."),
     ] = None
 
 
@@ -151,7 +155,7 @@ class SuperposeResponse(BaseModel):
     status: Literal["completed"] = "completed"
     created: Annotated[int, Field(description="Unix time in seconds.")]
     models: list[str]
-    components: Annotated[list[str], Field(description="The components' names in the dictionaries below, in order.")]
+    components: Annotated[list[str], Field(description="The keys of the dictionaries below, in the request's order.")]
     seed: int
     images: list[Picture]
     trajectory: list[TrajectoryPoint] | None = None
@@ -159,10 +163,12 @@ class SuperposeResponse(BaseModel):
 
 
 class JobInfo(BaseModel):
-    """A job as it stands."""
+    """The state of a job."""
 
     object: Literal["job"] = "job"
-    kind: Annotated[Literal["superposition", "density"], Field(description="What it gives: its result's `object`.")]
+    kind: Annotated[
+        Literal["superposition", "density"], Field(description="The kind of its result, as in the result's `object`.")
+    ]
     id: str
     status: Phase
     created: Annotated[int, Field(description="Unix time in seconds.")]
@@ -175,7 +181,7 @@ class JobInfo(BaseModel):
     error: Annotated[str | None, Field(description="Why it failed.")] = None
     result: Annotated[
         Annotated[SuperposeResponse | DensityResponse, Field(discriminator="object")] | None,
-        Field(description="Of one completed job, not in lists: pictures by url, the trajectory at its own address."),
+        Field(description="Of a completed job, null in lists: pictures by url; the trajectory has its own URL."),
     ] = None
 
 
@@ -187,9 +193,9 @@ class JobList(BaseModel):
 
 
 class QueuedEvent(BaseModel):
-    """Where a job waits."""
+    """A job's place in the queue."""
 
-    id: Annotated[str, Field(description="The job's.")]
+    id: Annotated[str, Field(description="The job's id.")]
     position: Annotated[int, Field(description="Jobs that will start before it.")]
 
 
@@ -200,7 +206,7 @@ class ProgressEvent(TrajectoryPoint):
 
 
 class PreviewEvent(BaseModel):
-    """What the pictures would be if sampling ended now."""
+    """The pictures as predicted at this step."""
 
     step: int
     images: Annotated[list[str], Field(description="JPEG in base64.")]
@@ -216,7 +222,7 @@ class Space(BaseModel):
 
 
 class ModelInfo(BaseModel):
-    """What /v1/models tells of a model; what is not known before it is loaded is null."""
+    """A model of the catalogue; fields that are unknown until it is loaded are null."""
 
     id: str
     object: Literal["model"] = "model"
@@ -232,14 +238,14 @@ class ModelInfo(BaseModel):
     width: int | None = None
     height: int | None = None
     multiple: Annotated[
-        int | None, Field(description="Pictures' sides are multiples of it; 0 for pictures of one size.")
+        int | None, Field(description="Width and height must be multiples of it; 0 if the model has a single size.")
     ] = None
     sigma_min: float | None = None
     sigma_max: float | None = None
     parameters: int | None = None
-    memory_bytes: Annotated[int | None, Field(description="What its weights take.")] = None
+    memory_bytes: Annotated[int | None, Field(description="Memory of its weights.")] = None
     loras: list[str] | None = None
-    guidance: Annotated[Guidance | None, Field(description="What a guidance scale means to it.")] = None
+    guidance: Annotated[Guidance | None, Field(description="How the model applies a guidance scale.")] = None
     paints: Annotated[bool | None, Field(description="Whether it is an inpainting model.")] = None
     calibrated: bool | None = None
     error: Annotated[

@@ -29,13 +29,13 @@ Side = Annotated[
     Field(
         ge=8,
         le=_SIDE,
-        description="Pixels, a multiple of what /v1/models tells; absent: the image's, else the model's own. The "
-        "service bounds width × height × num_images × candidates × particles.",
+        description="In pixels, a multiple of `multiple` in /v1/models. Default: the image's, else the model's. The "
+        "service limits width × height × num_images × candidates × particles.",
     ),
 ]
 Temperature = Annotated[
     Real,
-    Field(ge=0, le=1e6, allow_inf_nan=False, description="T in κ = softmax(T log q + weight); 1 is the mixture."),
+    Field(ge=0, le=1e6, allow_inf_nan=False, description="T in κ = softmax(T log q + weight); 1 samples the mixture."),
 ]
 Sharpness = Annotated[
     Real,
@@ -43,13 +43,13 @@ Sharpness = Annotated[
         gt=0,
         le=1e6,
         allow_inf_nan=False,
-        description="λ of the soft AND, per nat: large values follow the term that is behind, small ones the average.",
+        description="λ of the soft AND, per nat: large values follow the least likely term, small ones the average.",
     ),
 ]
 
 Scale = Annotated[
     Real,
-    Field(ge=0, le=100, allow_inf_nan=False, description="γ of NOT: how far away; 0 is the unconditional density."),
+    Field(ge=0, le=100, allow_inf_nan=False, description="γ of NOT, its strength; 0 gives the unconditional density."),
 ]
 
 

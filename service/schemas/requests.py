@@ -46,14 +46,14 @@ def _text_or_tree(value: Any, _: ValidatorFunctionWrapHandler) -> str | Term:
 
 Components = Annotated[
     list[Component],
-    Field(min_length=1, max_length=MAX_LEAVES, description="What to compose: objects or bare prompts."),
+    Field(min_length=1, max_length=MAX_LEAVES, description="What to compose: objects, or strings as prompts."),
 ]
 TextOrTree = Annotated[
     Annotated[str, Field(max_length=MAX_TEXT)] | Term,
     WrapValidator(_text_or_tree),
     Field(
-        description='What to compose. A string is a text: "a cat" AND ("a dog" OR "a fox"); an object is a tree: '
-        '{"and": ["a cat", {"or": ["a dog", "a fox"]}]}, in which a string is a prompt to the default model. At most '
+        description='What to compose, as text: "a cat" AND ("a dog" OR "a fox"), or as a tree: '
+        '{"and": ["a cat", {"or": ["a dog", "a fox"]}]}, where a string is a prompt for the default model. At most '
         f"{MAX_LEAVES} prompts, and operators at most {MAX_DEPTH} deep.",
         examples=['"a red circle" AND ("a blue star" OR "a green square") NOT "a black shape"'],
     ),
@@ -64,18 +64,16 @@ class Asking(Closed):
     """What every request has."""
 
     steps: Annotated[
-        Whole | None, Field(ge=1, le=MAX_STEPS, description="Network calls; absent: the model's default.")
+        Whole | None, Field(ge=1, le=MAX_STEPS, description="Number of network calls. Default: the model's.")
     ] = None
     seed: Annotated[
-        Whole | None, Field(ge=0, lt=SEED_LIMIT, description="Image i is drawn from seed + i; absent: drawn, returned.")
+        Whole | None, Field(ge=0, lt=SEED_LIMIT, description="Image i uses seed + i. Default: random, and returned.")
     ] = None
     width: Side = None
     height: Side = None
-    kernel: Annotated[
-        Kernel | None, Field(description="How noise and densities are stepped; absent: the model's default.")
-    ] = None
+    kernel: Annotated[Kernel | None, Field(description="Transition kernel. Default: the model's.")] = None
     fit: Annotated[
-        Fit, Field(description="How an image comes to the size asked for: cut, filled up at its edges, or stretched.")
+        Fit, Field(description="How to bring the image to the requested size: crop, pad at its edges, or stretch.")
     ] = "crop"
     priority: Annotated[
         Whole, Field(ge=0, le=HIGHEST_PRIORITY, description="Higher runs earlier; waiting raises it.")
@@ -86,7 +84,7 @@ class Asking(Closed):
             gt=0,
             le=86400,
             allow_inf_nan=False,
-            description="After how many seconds the answer is worthless; the service may allow less.",
+            description="Time limit in seconds, waiting included; the service has its own maximum.",
         ),
     ] = None
 
@@ -129,7 +127,7 @@ class Asking(Closed):
 class Drawing(Asking):
     """What the requests that draw pictures share."""
 
-    negative_prompt: Annotated[Text, Field(description="What guidance leads away from.")] = default(
+    negative_prompt: Annotated[Text, Field(description="What guidance steers away from.")] = default(
         SamplingParams, "negative_prompt"
     )
     guidance_scale: Annotated[
@@ -138,7 +136,7 @@ class Drawing(Asking):
             ge=0,
             le=100,
             allow_inf_nan=False,
-            description="Guidance w; 1 for none; absent: the model's default, times the prompts that must hold "
+            description="Guidance w, 1 for none. Default: the model's, times the number of prompts that must hold "
             "together.",
         ),
     ] = None
@@ -148,26 +146,26 @@ class Drawing(Asking):
             ge=0,
             le=1,
             allow_inf_nan=False,
-            description="The share of the steps, from the first on, that are taken without guidance; absent: as the "
-            "expression wants it.",
+            description="Share of the steps, counted from the first, without guidance. The expression's operators set "
+            "the default.",
         ),
     ] = None
     num_images: Annotated[
-        Whole, Field(ge=1, le=64, description="Pictures; the service bounds their network rows × steps.")
+        Whole, Field(ge=1, le=64, description="Number of pictures; the service limits network rows × steps.")
     ] = default(SamplingParams, "num_images")
     candidates: Annotated[
         Whole,
         Field(
             ge=1,
             le=MAX_CANDIDATES,
-            description="Pictures that are drawn for each one returned: the one that satisfies the expression best.",
+            description="Pictures to draw for each one returned: the one that satisfies the expression best.",
         ),
     ] = default(SamplingParams, "candidates")
     select: Annotated[
         Select,
         Field(
-            description='What candidates are chosen by: "lift" as it was seen on the way, at no cost; "density" on '
-            "fresh noise, with a few more network calls."
+            description='How to choose among candidates: "lift" from the sampling steps, at no cost; "density" on '
+            "fresh noise, with 8 more network calls."
         ),
     ] = default(SamplingParams, "select")
     particles: Annotated[
@@ -175,16 +173,15 @@ class Drawing(Asking):
         Field(
             ge=1,
             le=MAX_PARTICLES,
-            description="Samples that are drawn together for each candidate, reweighted so that they follow the "
-            "expression's own density; one of them is kept.",
+            description="Samples per candidate, reweighted to follow the expression's density; one of them is kept.",
         ),
     ] = default(SamplingParams, "particles")
     image: Annotated[
-        str | None, Field(description="A picture to begin from, in base64 or as a data: URI; never an address.")
+        str | None, Field(description="A picture to start from, in base64 or as a data: URI; URLs are not fetched.")
     ] = None
     mask: Annotated[
         str | None,
-        Field(description="Of the image's size, in base64: white where it is painted anew, black where it is kept."),
+        Field(description="A picture of the image's size, in base64: white is repainted, black is kept."),
     ] = None
     strength: Annotated[
         Real | None,
@@ -192,8 +189,8 @@ class Drawing(Asking):
             ge=0,
             le=1,
             allow_inf_nan=False,
-            description="How much of the image's own noise levels are sampled anew: 0 gives it back, 1 keeps nothing of"
-            f" what is painted. Absent: {_STRENGTH} with an image alone, else 1.",
+            description="Share of the steps that run from the image: 0 returns it, 1 keeps nothing of the repainted "
+            f"part. Default: {_STRENGTH} for an image without mask, else 1.",
         ),
     ] = None
     mask_feather: Annotated[
@@ -202,19 +199,19 @@ class Drawing(Asking):
             ge=0,
             le=256,
             allow_inf_nan=False,
-            description="Pixels inside of the mask's border over which painting blends in.",
+            description="Width of the blend inside the mask's border, in pixels.",
         ),
     ] = _FEATHER
     output_format: ImageFormat = ImageFormat.PNG
     response_format: Annotated[
-        Literal["b64_json", "url"], Field(description="Pictures inside the answer, or where to fetch them for a while.")
+        Literal["b64_json", "url"], Field(description="Pictures in the answer, or URLs that work for a limited time.")
     ] = "b64_json"
-    include_trajectory: Annotated[Truth, Field(description="Return weights and log-densities of every step.")] = False
+    include_trajectory: Annotated[Truth, Field(description="Return κ and the log-densities of every step.")] = False
     include_lift_maps: Annotated[
-        Truth, Field(description="Return a map for each component: where in the picture it is explained.")
+        Truth, Field(description="Return a map per component: where it explains the picture.")
     ] = False
     preview_every: Annotated[
-        Whole, Field(ge=0, le=MAX_STEPS, description="Every how many steps listeners get a preview; 0 for never.")
+        Whole, Field(ge=0, le=MAX_STEPS, description="Send a preview event every N steps; 0 for never.")
     ] = 0
 
     @property
@@ -311,7 +308,7 @@ class AndRequest(Drawing):
             ge=-NATS,
             le=NATS,
             allow_inf_nan=False,
-            description="Lift of the first component in nats; adds to its weight.",
+            description="Lift of the first component in nats, added to its weight.",
         ),
     ] = 0.0
 
@@ -322,21 +319,23 @@ class AndRequest(Drawing):
 
 
 class DensityRequest(Asking):
-    """What components, or an expression and its parts, make of a picture.
+    """How well components, or an expression and its parts, explain a picture.
 
-    A component's weight is its log prior odds in nats: components are short for the OR of them.
+    A component's weight is its log prior odds in nats: a list of components means their OR.
     """
 
     habits = habits.DENSITY
 
     components: Components | None = None
     expression: TextOrTree | None = None
-    image: Annotated[str, Field(description="The picture, in base64 or as a data: URI; never an address.")]
+    image: Annotated[str, Field(description="The picture, in base64 or as a data: URI; URLs are not fetched.")]
     steps: Annotated[
         Whole | None,
-        Field(ge=2, le=MAX_STEPS, description="Network calls, the last of which tells nothing; absent: the model's."),
+        Field(
+            ge=2, le=MAX_STEPS, description="Number of network calls; the last one adds nothing. Default: the model's."
+        ),
     ] = None
-    draws: Annotated[Whole, Field(ge=1, le=64, description="Draws of the noise to average over.")] = 4
+    draws: Annotated[Whole, Field(ge=1, le=64, description="Number of noise draws to average over.")] = 4
 
     @field_validator("kernel")
     @classmethod
@@ -349,9 +348,9 @@ class DensityRequest(Asking):
     @model_validator(mode="after")
     def _one_of_both(self) -> Self:
         if self.components is None and self.expression is None:
-            raise fault(("expression",), "either components or an expression is required")
+            raise fault(("expression",), "either components or expression is required")
         if self.components is not None and self.expression is not None:
-            raise fault(("expression",), "components are given already; only one of both may be")
+            raise fault(("expression",), "give either components or expression, not both")
         return self
 
     def written(self, models: Sequence[str]) -> Written:

@@ -51,8 +51,8 @@ Weight = Annotated[
         ge=-NATS,
         le=NATS,
         allow_inf_nan=False,
-        description="The number that the operator around gives to this term. OR, XOR: log prior odds in nats, absent: "
-        "0. AND: lift of its log-density in nats, absent: 0. Average, product: its weight, absent: 1.",
+        description="This term's number for the operator around it. OR, XOR: log prior odds in nats, default 0. AND: "
+        "lift of its log-density in nats, default 0. Average, product: weight, default 1.",
     ),
 ]
 
@@ -70,18 +70,18 @@ class Component(Closed):
     model_config = ConfigDict(json_schema_extra=_or_a_string)
     habits = habits.COMPONENT
 
-    prompt: Annotated[Text, Field(description="Empty for the model's unconditional density.")]
+    prompt: Annotated[Text, Field(description="The prompt; empty for the model's unconditional density.")]
     model: Annotated[
         str | None,
-        Field(min_length=1, max_length=NAME_LENGTH, description="A name from /v1/models; none for the first."),
+        Field(min_length=1, max_length=NAME_LENGTH, description="A name from /v1/models. Default: the first."),
     ] = None
     weight: Weight = None
     lora: Annotated[
         dict[Name, Annotated[Real, Field(ge=-10, le=10, allow_inf_nan=False)]],
-        Field(max_length=LORAS, description="LoRAs of the model's own, by name, with their scales."),
+        Field(max_length=LORAS, description="LoRAs of the model: name → scale."),
     ] = {}  # noqa: RUF012 (pydantic copies it)
     negative_prompt: Annotated[
-        str | None, Field(max_length=PROMPT_LENGTH, description="For this component; none for the request's.")
+        str | None, Field(max_length=PROMPT_LENGTH, description="For this component. Default: the request's.")
     ] = None
 
     @model_validator(mode="before")
@@ -274,9 +274,9 @@ def check_size(tree: object) -> None:
         inner = _inner(term)
         ends += not inner
         if ends > MAX_LEAVES:
-            raise fault(path, f"an expression has at most {MAX_LEAVES} prompts; this is one more")
+            raise fault(path, f"an expression has at most {MAX_LEAVES} prompts; this one is too many")
         if inner and depth == MAX_DEPTH:
-            raise fault(path, f"operators nest at most {MAX_DEPTH} deep; this is one more")
+            raise fault(path, f"operators nest at most {MAX_DEPTH} deep; this one is too deep")
         waiting += [(part, (*path, *place), depth + 1) for place, part in reversed(inner)]
 
 

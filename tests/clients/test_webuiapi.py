@@ -331,7 +331,7 @@ def test_pictures_that_cannot_be_had_are_refused(api, server):
     body = QUICK | {"init_images": ["http://127.0.0.1/a.png"]}
     answer = httpx.post(f"{server.url}/sdapi/v1/img2img", json=body)
     assert (answer.status_code, set(answer.json())) == (422, {"error", "detail", "body", "errors"})
-    assert "addresses are not fetched" in answer.json()["detail"]
+    assert "URLs are not fetched" in answer.json()["detail"]
 
 
 def test_what_clients_send_besides_is_accepted_and_echoed(api):

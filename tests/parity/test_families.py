@@ -324,5 +324,5 @@ def test_what_a_family_does_not_know_is_refused(tmp_path):
     models = {"m": Flux.load(tmp_path / "schnell", CPU, torch.float32)}
     with pytest.raises(InvalidInputError, match="guidance_scale must be 1"):
         sample(Prompt("a cat", "m"), SamplingParams(steps=1, guidance_scale=3), models)
-    with pytest.raises(InvalidInputError, match="no guidance that a negative prompt could act on"):
+    with pytest.raises(InvalidInputError, match="no classifier-free guidance, so a negative prompt has no effect"):
         sample(Prompt("a cat", "m"), SamplingParams(steps=1, guidance_scale=1, negative_prompt="dark"), models)

@@ -116,7 +116,7 @@ def test_little_strength_stays_near_and_much_goes_far():
 
 
 def test_strength_without_a_picture_is_refused():
-    with pytest.raises(InvalidInputError, match="needs an image to begin from") as refused:
+    with pytest.raises(InvalidInputError, match="needs an image to start from") as refused:
         sample(A, params(strength=0.5), models())
     assert refused.value.field == ("strength",)
 

@@ -70,7 +70,10 @@ def test_a_catalogue_names_builtin_models_and_folders_beside_it(write, tmp_path)
         ('[models.a]\nsource = "x"\nkernel = "magic"', "one of calibrated, posterior"),
         ('[models.a]\nsource = "x"\n[models.a.loras]\nink = "ink.ckpt"', "a table of names to .safetensors files"),
         ('[models.a]\nsource = "hub:x"', "must be hub:OWNER/NAME"),
-        ('[models.a]\nsource = "x.safetensors"', "models.a.family: a .safetensors file does not name its family"),
+        (
+            '[models.a]\nsource = "x.safetensors"',
+            "models.a.family: missing; a .safetensors file does not name its family",
+        ),
     ],
 )
 def test_a_wrong_catalogue_says_what_is_wrong(write, text, told):

@@ -116,7 +116,7 @@ def test_the_written_form_is_the_one_that_people_write():
 # What is wrong, at which column, and words that the message must have.
 FAULTS = [
     ('"a red circle@nope"', 14, "after the closing quotation mark, @nope"),
-    ("b AND 'a dog@sd15 '", 13, r"@sd15; \@ stands for the sign"),
+    ("b AND 'a dog@sd15 '", 13, r"@sd15; write \@ for a plain @"),
     ("", 1, 'expected a prompt, got the end of the text; the empty prompt is written ""'),
     ("a AND ", 6, "expected a prompt, got the end"),
     ("a AND OR b", 7, "expected a prompt, got OR"),
@@ -133,7 +133,7 @@ FAULTS = [
     ("cat: the movie", 6, "a prompt with : in it needs quotes"),
     ("a:1", 3, "there is none"),
     ("NOT b:2 AND c", 7, "(NOT a):1.5"),
-    ("AT LEAST 1 OF (a, b:2)", 21, "AT LEAST gives its terms no numbers"),
+    ("AT LEAST 1 OF (a, b:2)", 21, "AT LEAST takes no numbers for its terms"),
     ("AVERAGE a", 9, "AVERAGE takes its terms in parentheses"),
     ("a AT LEAST b", 3, "needs quotes"),
     ("AT LEAST OF (a)", 10, "expected a whole number"),
@@ -149,7 +149,7 @@ FAULTS = [
     ("a AND[soft] b AND[soft] c", 18, "written once"),
     ("a AND[soft, soft] b", 13, "twice"),
     ("a <3 b", 3, "< in it needs quotes"),
-    ("<lora:ink> a", 1, "a LoRA stands after its prompt"),
+    ("<lora:ink> a", 1, "write a LoRA after its prompt"),
     ("a<lora:ink:>", 12, "expected a number"),
     ("a<lora:ink:1><lora:ink:1>", 14, "twice"),
     ("a@m@m", 4, "at most one model"),
@@ -164,7 +164,7 @@ FAULTS = [
     ("AT LEAST 3 OF (a, b)", 10, "1 to 2"),
     ("x AND NOT[-1] a", 11, "scale of NOT"),
     ("a OR (b AND[balanced] c)", 13, "only be the outermost"),
-    ("x OR AND[balanced](a:1, a:2)", 27, "cannot end apart"),
+    ("x OR AND[balanced](a:1, a:2)", 27, "must have the same lift"),
     ("x AND XOR(a)", 7, "2 to 16 terms"),
     # bounds
     ("(" * 17 + "a" + ")" * 17, 17, "at most 16 deep"),

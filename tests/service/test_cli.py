@@ -113,12 +113,12 @@ def test_a_text_s_mistake_is_shown_with_a_caret_under_its_column(catalog, text, 
         (["compose", "a AND[balanced] b", "--particles", "2"], "particles must be 1"),
         (["compose", "a", "--steps", "0"], "steps: input should be greater than or equal to 1"),
         (["compose", "a OR b", "--kernel", "deterministic"], "no density"),
-        (["compose", "a", "--out", "x.xyz"], "its ending must be that of a picture"),
+        (["compose", "a", "--out", "x.xyz"], "its extension must be one of"),
         (["compose", "a", "--out", "/proc/none/x.png"], "cannot be written"),
         (["models", "--catalog", "/nothing/here.toml"], "no such catalogue"),
         (["models", "add", "", "x"], "a name has 1 to 200 printable characters"),
         (["models", "add", "a/b", "x"], "no slash"),
-        (["models", "add", "a", "x", "--revision", "main"], "models.a.revision: only a source hub:OWNER/NAME"),
+        (["models", "add", "a", "x", "--revision", "main"], "models.a.revision: only hub:OWNER/NAME sources"),
         (["models", "add", "a", __file__], "only .safetensors files are loaded"),
         (["models", "add", "a", "not/there"], "models.a.source: not/there: there is no such file or folder"),
         (["models", "add", "a", "x.safetensors", "--family", "stable_diffusion"], "there is no such file or folder"),
@@ -194,7 +194,7 @@ def test_add_writes_what_the_catalogue_then_reads(catalog, tmp_path):
     assert held.entry("fine.tune v2").family == "stable_diffusion_xl"
     again = RUN.invoke(app, ["models", "add", "first", str(catalog.parent / "sd"), "--catalog", str(path)])
     assert again.exit_code == 2
-    assert "has it already" in again.output
+    assert "already has this model" in again.output
     wrong = RUN.invoke(app, ["models", "add", "third", "x.safetensors", "--catalog", str(path)])
     assert wrong.exit_code == 2
     assert "family" in wrong.output
@@ -278,14 +278,14 @@ def test_json_is_all_of_stdout_and_names_the_files(catalog, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["compose", "a", "-o", "{here}/new.gif"], "its ending must be that of a picture: .png, .jpg, .jpeg, .webp"),
+        (["compose", "a", "-o", "{here}/new.gif"], "its extension must be one of .png, .jpg, .jpeg, .webp"),
         (["compose", "a", "-o", "{here}/a.png", "--output-format", "jpeg"], "not that of --output-format jpeg"),
-        (["compose", "a", "-o", "{here}/dir.png/x.png"], "cannot be written: {here}/dir.png is no folder"),
+        (["compose", "a", "-o", "{here}/dir.png/x.png"], "cannot be written: {here}/dir.png is not a folder"),
         (["compose", "a", "-n", "2", "-o", "{here}/taken.png"], "taken-1.png is a folder"),
         (["compose", "a", "--image", "{here}/none.png"], "--image {here}/none.png: cannot be read: No such file"),
         (["density", "{here}/none.png", "a"], "none.png: cannot be read: No such file"),
-        (["density", "{here}/dir.png", "a"], "image is none of PNG"),
-        (["remake", "{here}/dir.png"], "holds no request; only PNGs that superdiff wrote do"),
+        (["density", "{here}/dir.png", "a"], "image must be one of PNG"),
+        (["remake", "{here}/dir.png"], "contains no request; only PNGs written by superdiff do"),
         (["compose", "a", "--fit", "squash"], "fit: input should be 'crop', 'pad' or 'stretch'"),
         (["compose", "a", "--url", "localhost:1"], "it must begin with http:// or https://"),
     ],
@@ -313,20 +313,27 @@ def test_every_field_of_a_request_is_an_option():
 
 
 def test_docs_tell_of_every_command_option_and_exit_code():
-    """docs/cli.md names what --help names, and nothing else."""
+    """docs/cli.md says what --help says, and nothing else of the options."""
     text = (Path(__file__).parents[2] / "docs/cli.md").read_text()
     sections = dict(re.findall(r"^## `superdiff ([\w ]+)`.*?\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL))
     found = dict(leaf_commands(get_command(app)))
     assert set(sections) == set(found)
     for name, command in found.items():
-        written = set(re.findall(r"`(-[-\w]+)", "\n".join(re.findall(r"^\|.*", sections[name], re.MULTILINE))))
-        options = {
-            option for parameter in command.params if parameter.param_type_name == "option" for option in parameter.opts
-        }
-        assert options, name
-        assert written == options - {"--help"}, name
+        rows = re.findall(r"^\| (`-.*`) \| (.*) \|$", sections[name], re.MULTILINE)
+        written = {option: told for options, told in rows for option in re.findall(r"`(-[-\w]+)`", options)}
+        assert written, name
+        assert written == {option: told for option, told in options_of(command) if option != "--help"}, name
+        assert " ".join(command.help.split()) in sections[name], name
     codes = dict(re.findall(r"^\| (\d+) \| (.+) \|$", text, re.MULTILINE))
     assert set(codes) == {str(int(code)) for code in Exit}
+
+
+def options_of(command):
+    for parameter in command.params:
+        if parameter.param_type_name == "option":
+            variable = f" Also {parameter.envvar} in the environment." if parameter.envvar else ""
+            for option in parameter.opts:
+                yield option, re.sub(r" +\[\w+\]$", "", parameter.help) + variable
 
 
 def leaf_commands(group, prefix=""):

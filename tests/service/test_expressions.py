@@ -260,7 +260,7 @@ def test_the_largest_tree_is_taken():
         ({"and": [{"average": [{"prompt": "a", "weight": -1}, "b"]}]}, ("and", 0, "average", 0, "weight"), "≥ 0"),
         ({"and": ["a", {"prompt": "a", "weight": 1}], "method": "balanced"}, ("and", 1, "weight"), "equals an earlier"),
         ({"or": ["a"], "weight": 1}, ("weight",), "there is none"),
-        ({"not": {"prompt": "a", "weight": 1}}, ("not", "weight"), "gives its terms no weights"),
+        ({"not": {"prompt": "a", "weight": 1}}, ("not", "weight"), "takes no weights for its terms"),
         ({"at_least": ["b", {"or": ["a"], "weight": 1}], "count": 1}, ("at_least", 1, "weight"), "no weights"),
     ],
 )

@@ -113,13 +113,13 @@ def test_previews_of_a_painting_job_come_too(client):
 @pytest.mark.parametrize(
     ("given", "pointer", "told"),
     [
-        ({"image": "http://example.com/a.png"}, "#/image", "addresses are not fetched"),
+        ({"image": "http://example.com/a.png"}, "#/image", "URLs are not fetched"),
         ({"image": "no base64!"}, "#/image", "is not base64"),
-        ({"image": base64.b64encode(b"text").decode()}, "#/image", "is none of PNG"),
+        ({"image": base64.b64encode(b"text").decode()}, "#/image", "must be one of PNG"),
         ({"image": encoded(noise(32, 32))[:400]}, "#/image", "cannot be read"),
         ({"image": encoded(noise(8, 8)), "mask": "?"}, "#/mask", "is not base64"),
         ({"mask": encoded(half(16, 16))}, "#/mask", "a mask needs an image"),
-        ({"strength": 0.5}, "#/strength", "needs an image to begin from"),
+        ({"strength": 0.5}, "#/strength", "needs an image to start from"),
         ({"strength": 1.5}, "#/strength", "less than or equal to 1"),
         ({"image": encoded(noise(60, 60)), "num_images": 2}, "#/num_images", "width × height × num_images is 7200"),
         ({"image": encoded(noise(8, 8)), "fit": "squeeze"}, "#/fit", "'crop', 'pad' or 'stretch'"),

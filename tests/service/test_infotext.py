@@ -136,7 +136,7 @@ def test_a_prompt_is_plain_text_unless_it_uses_an_operator(prompt, expression):
     ("prompt", "told"),
     [
         ("a <lora:ink:much>", "at column 13: the scale of a LoRA must be a number"),
-        ("a <lora:ink:1> <lora:ink:2>", "at column 22: the LoRA 'ink' stands here twice"),
+        ("a <lora:ink:1> <lora:ink:2>", "at column 22: the LoRA 'ink' is given twice"),
         ("a <lora:ink:11>", "less than or equal to 10"),
         ("a" * 4001, "at most 4000 characters"),
         ('5" disk AND hat', "at column 2"),

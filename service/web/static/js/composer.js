@@ -39,7 +39,8 @@ export class Composer {
   }
 
   get examples() {
-    return (this.models[0]?.id ?? "shapes").startsWith("shapes") ? EXAMPLES.shapes : EXAMPLES.any;
+    const id = this.models[0]?.id ?? "shapes";
+    return EXAMPLES[Object.keys(EXAMPLES).find((name) => id.startsWith(name))] ?? EXAMPLES.any;
   }
 
   /** The composition, as it is kept and taken up again. */
@@ -264,7 +265,7 @@ export class Composer {
         { class: "component-head" },
         h("span", { class: `swatch c${i % COLOURS}`, "aria-hidden": "true" }),
         h("label", { for: `prompt-${i}`, class: "grow" }, `Component ${number}`),
-        h("label", { class: "toggle", for: `not-${i}`, title: "Lead away from this one" }, not, h("span", {}, "NOT")),
+        h("label", { class: "toggle", for: `not-${i}`, title: "Steer away from this one" }, not, h("span", {}, "NOT")),
         this.components.length > 1 ? remove : null,
       ),
       prompt,

@@ -67,7 +67,7 @@ export class Editor {
     $("canvas").classList.toggle("small", longest <= SMALL);
     $("from-picture").open = true;
     this.shown();
-    say(`Picture loaded: ${width} × ${height}. Paint over what is to change, or leave it to vary all of it.`);
+    say(`Picture loaded: ${width} × ${height}. Paint over the part to change, or paint nothing to change all of it.`);
   }
 
   /** Take the picture and the mask away. */
@@ -169,8 +169,8 @@ export class Editor {
     $("redo").disabled = !this.undone.length;
     const painted = this.painted;
     const told = painted
-      ? "What is painted is drawn anew; the rest stays as it is."
-      : "Nothing is painted: the whole picture is varied.";
+      ? "The painted part is redrawn; the rest stays as it is."
+      : "Nothing is painted: the whole picture changes.";
     const size = this.has ? this.sized(this.size) : null;
     $("mask-told").textContent = size ? `${told} It is drawn at ${size.width} × ${size.height}.` : told;
     this.showStrength(painted);

@@ -54,7 +54,7 @@ $("reset-settings").addEventListener("click", () => {
   settings.fill({});
   composer.refresh();
   keep();
-  say("Settings are as at first.");
+  say("The settings are reset.");
 });
 onReturn(start);
 start();
@@ -101,7 +101,7 @@ async function compose() {
   try {
     const job = await reached(api.superpose(body));
     remember(job, body);
-    say(job.queue_position > 0 ? `Waiting: ${job.queue_position} before this one.` : "Composing…");
+    say(job.queue_position > 0 ? `Waiting: ${job.queue_position} jobs ahead.` : "Composing…");
     open(job);
   } catch (error) {
     refused(error);
@@ -191,7 +191,7 @@ function useSettings(id) {
   take({ ...kept.draft, settings: { ...kept.draft.settings, seed: seed ?? kept.draft.settings.seed } });
   keep();
   $("settings-section").open = true;
-  const lost = kept.body.image ? " The picture that it began from is not kept: load it again." : "";
-  say(`The settings are taken, with the seed of that picture.${lost}`);
+  const lost = kept.body.image ? " The picture it started from is not stored: load it again." : "";
+  say(`The settings and the seed of that picture are loaded.${lost}`);
   $("composer").scrollIntoView({ behavior: calm.matches ? "auto" : "smooth", block: "start" });
 }

@@ -58,7 +58,7 @@ export class Stage {
     } catch (error) {
       if (error.name === "AbortError") return;
       if (!(error instanceof api.Problem)) throw error;
-      this.over({ status: "failed", error: error.status === 404 ? "The service does not know this job any more." : error.message });
+      this.over({ status: "failed", error: error.status === 404 ? "The service no longer has this job." : error.message });
     }
   }
 
@@ -157,7 +157,7 @@ export class Stage {
     const bar = $("progress");
     bar.max = steps || 1;
     bar.value = step;
-    const waiting = position > 0 ? `Waiting: ${position} before this one` : "Starting…";
+    const waiting = position > 0 ? `Waiting: ${position} jobs ahead` : "Starting…";
     const level = sigma === undefined ? "" : `σ ${number(sigma, sigma < 1 ? 3 : 2)}`;
     $("progress-text").textContent = status === "queued" ? waiting : `Step ${step} of ${steps}  ${level}`;
     const quarter = Math.floor((ANNOUNCED * step) / (steps || 1));
@@ -245,7 +245,7 @@ export class Stage {
     );
     $("told-rows").replaceChildren(...rows);
     const map = this.map === null ? null : maps[this.map];
-    $("map-scale").textContent = map ? `full colour: ${number(map.scale, 2)} nats a cell` : "";
+    $("map-scale").textContent = map ? `full colour: ${number(map.scale, 2)} nats per cell` : "";
   }
 
   mapButton(name, i) {
@@ -296,8 +296,8 @@ export class Stage {
     slider.setAttribute("aria-valuetext", `step ${reading}`);
     const { weight, density } = this.lines;
     const common = { names, steps, reading };
-    draw($("weight-chart"), { ...common, lines: weight, least: [0, 1], digits: 2, title: "Weight of each component by step" });
-    draw($("density-chart"), { ...common, lines: density, least: [-1, 1], digits: 1, title: "Log-density of each component less their mean, by step" });
+    draw($("weight-chart"), { ...common, lines: weight, least: [0, 1], digits: 2, title: "Share of each component by step" });
+    draw($("density-chart"), { ...common, lines: density, least: [-1, 1], digits: 1, title: "Log-density of each component minus their mean, by step" });
     const sigma = this.points.get(reading)?.sigma;
     $("reading-told").textContent = last ? `Step ${reading} · σ ${number(sigma, 2)}` : "Step";
     $("legend").replaceChildren(
