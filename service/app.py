@@ -13,6 +13,7 @@ from pipelines.catalog import Catalog
 from pipelines.errors import PipelineError
 from service import faults
 from service.api import density, health, jobs, models, openai, problem, superpose, trajectory
+from service.api.gate import Gate
 from service.api.sdapi import mount as sdapi
 from service.body_limit import BodyLimit
 from service.engine.engine import Engine
@@ -20,6 +21,8 @@ from service.engine.executor import Executor
 from service.engine.metrics import Metrics
 from service.engine.scheduler import Limits
 from service.idempotency import IdempotencyKeys
+from service.keyfile import KeyFile
+from service.keyring import Keyring
 from service.registry import Registry
 from service.services import Services
 from service.settings import Settings
@@ -51,10 +54,12 @@ def create_app(
     if engine is None:
         engine = build_engine(settings, catalog)
     registry = Registry(settings.keep_s, settings.keep_bytes)
-    services = Services(settings, catalog, engine, registry, IdempotencyKeys(registry))
+    keyring = Keyring(KeyFile(settings.keys_file))
+    services = Services(settings, catalog, engine, registry, IdempotencyKeys(registry), keyring)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await keyring.open(settings)
         engine.start()
         background = [asyncio.create_task(_load(services)), asyncio.create_task(_forget(services))]
         yield
@@ -66,8 +71,11 @@ def create_app(
         title="superdiff-serve", version=version("superdiff-serve"), description=_DESCRIPTION, lifespan=lifespan
     )
     app.state.services = services
+    render = faults.by_path(problem.render, {openai.PREFIX: openai.render, **sdapi.DIALECT})
+    faults.install(app, render)
+    # The last one added sees a request first.
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
-    faults.install(app, problem.render, {openai.PREFIX: openai.render, **sdapi.DIALECT})
+    app.add_middleware(Gate, services=services, render=render, basic=tuple(sdapi.DIALECT))
     for router in (
         superpose.router,
         density.router,

@@ -26,6 +26,7 @@ from service.engine.job import CancelledJobError, DeadlineError, EngineStoppedEr
 from service.engine.scheduler import QueueFullError
 from service.idempotency import IdempotencyError
 from service.pictures import PictureTooLargeError
+from service.quotas import QuotaError
 from service.registry import UnknownJobError
 from service.schemas.fields import within_sentence
 
@@ -41,6 +42,7 @@ STATUS: Final[Mapping[type[Exception], HTTPStatus]] = {
     CatalogError: HTTPStatus.INTERNAL_SERVER_ERROR,
     PipelineError: HTTPStatus.INTERNAL_SERVER_ERROR,
     QueueFullError: HTTPStatus.TOO_MANY_REQUESTS,
+    QuotaError: HTTPStatus.TOO_MANY_REQUESTS,
     EngineStoppedError: HTTPStatus.SERVICE_UNAVAILABLE,
     CancelledJobError: HTTPStatus.CONFLICT,
     DeadlineError: HTTPStatus.GATEWAY_TIMEOUT,
@@ -109,16 +111,15 @@ def fault_of(error: Exception, reference: str | None = None) -> Fault:
     headers, waiting = _retry(status), None
     if isinstance(error, QueueFullError):
         waiting = error.waiting
-        if error.retry_after_s is not None:
-            headers = {"Retry-After": str(max(1, math.ceil(error.retry_after_s)))}
+    if isinstance(error, QueueFullError | QuotaError) and error.retry_after_s is not None:
+        headers = {"Retry-After": str(max(1, math.ceil(error.retry_after_s)))}
     return Fault(status, str(error), places, waiting, headers)
 
 
-def install(app: FastAPI, default: Renderer, dialects: Mapping[str, Renderer]) -> None:
-    """Let the app answer every exception as the dialect of the path does.
+def by_path(default: Renderer, dialects: Mapping[str, Renderer]) -> Renderer:
+    """Renders a fault as the dialect of the request's path does.
 
     Args:
-        app: The application.
         default: Renders faults on paths of no dialect.
         dialects: The first part of a dialect's paths → its renderer.
     """
@@ -127,6 +128,17 @@ def install(app: FastAPI, default: Renderer, dialects: Mapping[str, Renderer]) -
         path = request.url.path
         found = [prefix for prefix in dialects if path == prefix or path.startswith(f"{prefix}/")]
         return dialects[max(found, key=len)](request, fault) if found else default(request, fault)
+
+    return rendered
+
+
+def install(app: FastAPI, rendered: Renderer) -> None:
+    """Let the app answer every exception.
+
+    Args:
+        app: The application.
+        rendered: How a fault is told.
+    """
 
     async def known(request: Request, error: Exception) -> Response:
         return rendered(request, fault_of(error))

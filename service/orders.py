@@ -11,10 +11,12 @@ from pipelines.composition import lead, leaves
 from pipelines.errors import InvalidInputError
 from pipelines.params import SamplingParams
 from pipelines.plan import Plan, make_plan
+from service.callers import Caller
 from service.engine.job import Ask, Job, Source
 from service.expressions import Written
 from service.metadata import Origin, digest
 from service.pictures import ImageFormat, decode_picture, picture_file
+from service.quotas import pixel_steps
 from service.registry import Record
 from service.services import Services
 from service.settings import Settings
@@ -59,14 +61,15 @@ class Order:
     known: Known | None = None
 
 
-async def take(order: Order, services: Services) -> Job:
+async def take(order: Order, services: Services, caller: Caller) -> Job:
     """Refuse what cannot be answered, and queue the rest; nothing is computed before all is checked.
 
     Raises:
         InvalidInputError: What is asked for has no meaning, or is more than this service does for one request.
         IncompatibleModelsError: The models cannot be composed.
         ModelLoadError: A model cannot be loaded.
-        QueueFullError: There is no place.
+        QueueFullError: There is no place, or the caller has as many jobs as it may.
+        QuotaError: The caller has used what it may for now.
     """
     expression, settings = order.written.expression, services.settings
     async with services.models(leaf.model for leaf in leaves(expression)) as models:
@@ -80,12 +83,17 @@ async def take(order: Order, services: Services) -> Job:
             retrace = source is not None and source.retrace
             plan = make_plan(expression, params, cards, on_canvas=source is not None, retrace=retrace)
             check_bounds(plan, order.ask, settings)
-        return services.engine.submit(plan, order.ask, source)
+        cost = pixel_steps(plan)
+        services.quotas.check_pixel_steps(caller, cost)
+        job = services.engine.submit(plan, replace(order.ask, caller_jobs=caller.allowance.concurrent_jobs), source)
+        services.quotas.count_pixel_steps(caller, cost)
+        return job
 
 
 async def accept(
     order: Order,
     services: Services,
+    caller: Caller,
     image_format: ImageFormat = ImageFormat.PNG,
     *,
     by_url: bool = False,
@@ -97,6 +105,7 @@ async def accept(
     Args:
         order: What is asked for.
         services: The application's parts.
+        caller: Who asks.
         image_format: In which its pictures are wanted.
         by_url: Whether answers hold the pictures' addresses instead of the pictures.
         quality: Of the pictures' encoding; None for the service's own.
@@ -104,7 +113,7 @@ async def accept(
     """
     drawn_on = None if order.known is None or order.known.retrace else order.known
     origin = None if drawn_on is None else await asyncio.to_thread(origin_of, drawn_on)
-    record = Record(await take(order, services), image_format, by_url, quality, task, origin)
+    record = Record(await take(order, services, caller), image_format, by_url, quality, task, origin, caller.label)
     services.registry.add(record)
     return record
 

@@ -1,10 +1,15 @@
 """What an operator sets: environment variables with the prefix SUPERDIFF_, or the command line."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Self
 
-from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BeforeValidator, Field, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+
+def _listed(value: Any) -> Any:
+    """A list as the environment has it: a, b, c."""
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
 class Settings(BaseSettings):
@@ -13,6 +18,14 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="SUPERDIFF_", extra="ignore", frozen=True)
 
     host: Annotated[str, Field(description="Address to listen on.")] = "127.0.0.1"
+    require_keys: Annotated[bool, Field(description="Answer nobody without an API key, on loopback too.")] = False
+    allow_anyone: Annotated[
+        bool, Field(description="Answer everyone without an API key, also where other machines reach the service.")
+    ] = False
+    keys_file: Annotated[Path, Field(description="Where API keys are kept.")] = Path("superdiff-keys.json")
+    trusted_proxies: Annotated[
+        list[str], NoDecode, BeforeValidator(_listed), Field(description="Addresses whose X-Forwarded-For is believed.")
+    ] = []
     port: Annotated[int, Field(ge=0, le=65535, description="Port to listen on; 0 for any free one.")] = 8000
     catalog: Annotated[Path | None, Field(description="Catalogue file; none for the models that ship.")] = None
     device: Annotated[str | None, Field(description="Where to compute: cpu, cuda, cuda:1 …; none to choose.")] = None
@@ -39,6 +52,12 @@ class Settings(BaseSettings):
         int, Field(ge=1, description="Largest picture, in pixels, times images, candidates and particles.")
     ] = 16 << 20
     grace_s: Annotated[float, Field(ge=0, description="Seconds that running jobs get at shutdown.")] = 30.0
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if self.require_keys and self.allow_anyone:
+            raise ValueError("require_keys and allow_anyone exclude one another; set one of them")
+        return self
 
     @property
     def stream_grace_s(self) -> float:

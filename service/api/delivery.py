@@ -15,6 +15,7 @@ from service.api.accept import EVENT_STREAM, JSON, asynchronous, joined, preferr
 from service.api.answers import answer, drawn, events, job_info, job_path
 from service.api.claims import IdempotencyKey, claimed
 from service.api.waiting import abandoned, await_outcome, until_left
+from service.callers import Caller
 from service.engine.job import Outcome
 from service.files import encoded
 from service.orders import accept
@@ -23,7 +24,7 @@ from service.registry import Record
 from service.schemas.requests import Asking, Drawing
 from service.services import Services
 
-STATUSES: Final = (400, 404, 406, 409, 413, 415, 422, 429, 500, 503, 504)
+STATUSES: Final = (400, 401, 403, 404, 406, 409, 413, 415, 422, 429, 500, 503, 504)
 """The faults of a request that makes a job."""
 
 
@@ -61,13 +62,13 @@ def wishes(
 WishesDep = Annotated[Wishes, Depends(wishes)]
 
 
-async def deliver(body: Asking, request: Request, services: Services, caller: str, wanted: Wishes) -> Response:
+async def deliver(body: Asking, request: Request, services: Services, caller: Caller, wanted: Wishes) -> Response:
     """Queue a request, or find the job that its key stands for, and answer as the client wishes."""
     form = _form(body, wanted)
 
     async def take_in() -> Record:
-        order = await asyncio.to_thread(body.order, services.catalog.names, caller, services.settings.max_timeout_s)
-        return await accept(order, services, body.pictured or ImageFormat.PNG, by_url=body.by_url)
+        order = await asyncio.to_thread(body.order, services.catalog.names, caller.id, services.settings.max_timeout_s)
+        return await accept(order, services, caller, body.pictured or ImageFormat.PNG, by_url=body.by_url)
 
     def asked() -> str:
         return f"{request.url.path} {body.model_dump_json()}"

@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 from pipelines.composition import leaves
 from service.api.accept import JSON, joined, liked_best
 from service.api.answers import drawn_outcome, trajectory_point
+from service.api.caller import CallerDep
 from service.api.jobs import JobId
 from service.api.problem import Problem
 from service.engine.job import Job, Point
@@ -63,6 +64,7 @@ _COLUMNS: Final = (
 async def job_trajectory(
     job_id: JobId,
     services: ServicesDep,
+    caller: CallerDep,
     accept: Annotated[
         list[str] | None, Header(description=f"{', '.join(_MEDIA_TYPES)}; `format` goes before it.")
     ] = None,
@@ -76,7 +78,7 @@ async def job_trajectory(
     log-density less the components' mean, the gap between the largest and the smallest, and the effective sample size
     where there are particles.
     """
-    job = services.registry.get(job_id).job
+    job = services.registry.get(job_id, caller.id).job
     points = drawn_outcome(job, "trajectory").trajectory
     if not job.ask.keep_trajectory:
         detail = "this job kept no trajectory; ask for one with include_trajectory"

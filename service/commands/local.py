@@ -13,10 +13,13 @@ from pipelines.errors import PipelineError
 from service.api.answers import events
 from service.api.problem import problem
 from service.app import build_engine
+from service.callers import Caller
 from service.commands.common import refused
 from service.commands.session import Told
 from service.faults import fault_of, fields_at_fault
 from service.idempotency import IdempotencyKeys
+from service.keyfile import KeyFile
+from service.keyring import Keyring
 from service.orders import accept
 from service.pictures import ImageFormat
 from service.registry import Record, Registry
@@ -43,7 +46,12 @@ class LocalSession:
         settings = settings.model_copy(update=free)
         registry = Registry(settings.keep_s, settings.keep_bytes)
         self._services = Services(
-            settings, catalog, build_engine(settings, catalog), registry, IdempotencyKeys(registry)
+            settings,
+            catalog,
+            build_engine(settings, catalog),
+            registry,
+            IdempotencyKeys(registry),
+            Keyring(KeyFile(settings.keys_file)),
         )
         self._runner = asyncio.Runner()
         self._records: dict[str, Record] = {}
@@ -92,4 +100,4 @@ class LocalSession:
     async def _take_in(self, request: Asking) -> Record:
         services = self._services
         order = request.order(services.catalog.names, "", services.settings.max_timeout_s)
-        return await accept(order, services, request.pictured or ImageFormat.PNG, by_url=request.by_url)
+        return await accept(order, services, Caller(""), request.pictured or ImageFormat.PNG, by_url=request.by_url)

@@ -133,7 +133,7 @@ class Engine:
             # A model that there is not is refused here, before the job has a place in the queue.
             self._executor.hold(job)
             try:
-                self._scheduler.submit(job)
+                self._scheduler.submit(job, job.ask.caller_jobs)
             except QueueFullError as error:
                 self._executor.release(job, unload=False)
                 self.metrics.refused.inc()

@@ -118,8 +118,13 @@ class Scheduler(Generic[J]):
         """The jobs in the queue, in no order."""
         return [job for queue in self._waiting.values() for job in queue]
 
-    def submit(self, job: J) -> None:
-        """Queue a job; :class:`QueueFullError` where a bound would be passed."""
+    def submit(self, job: J, caller_jobs: int | None = None) -> None:
+        """Queue a job; :class:`QueueFullError` where a bound would be passed.
+
+        Args:
+            job: The job.
+            caller_jobs: Jobs that its caller may have waiting and running; None for as many as anyone.
+        """
         waiting = self.waiting
         limits = self._limits
         if len(waiting) >= limits.waiting_jobs:
@@ -138,8 +143,10 @@ class Scheduler(Generic[J]):
             )
             raise QueueFullError(detail, len(waiting))
         own = sum(other.caller == job.caller for other in (*waiting, *self._running))
-        if own >= limits.caller_jobs:
-            raise QueueFullError(f"this caller has {own} jobs waiting or running; no more may be", len(waiting))
+        most = min(limits.caller_jobs, caller_jobs or limits.caller_jobs)
+        if own >= most:
+            detail = f"this caller has {own} jobs waiting or running, and {most} are allowed at once"
+            raise QueueFullError(detail, len(waiting))
         self._due[job] = self._pace.due(job, first=not (waiting or self._running))
         self._waiting.setdefault((job.priority, job.caller), deque()).append(job)
 

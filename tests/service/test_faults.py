@@ -12,9 +12,10 @@ from pipelines import errors as science
 from service.api.problem import MEDIA_TYPE, render
 from service.engine.job import CancelledJobError, DeadlineError, EngineStoppedError
 from service.engine.scheduler import QueueFullError
-from service.faults import STATUS, install, pointer
+from service.faults import STATUS, by_path, install, pointer
 from service.idempotency import IdempotencyError
 from service.pictures import PictureTooLargeError
+from service.quotas import QuotaError
 from service.registry import UnknownJobError
 
 SAMPLES = [
@@ -26,6 +27,7 @@ SAMPLES = [
     (science.ModelLoadError("broken: truncated"), 503),
     (science.CatalogError("bad"), 500),
     (QueueFullError("7 jobs are waiting already", 7), 429),
+    (QuotaError("the limit is reached", 3.0), 429),
     (EngineStoppedError("the service is shutting down"), 503),
     (CancelledJobError("the job was cancelled"), 409),
     (DeadlineError("not done within 3 s"), 504),
@@ -37,7 +39,7 @@ SAMPLES = [
 @pytest.fixture
 def client():
     app = FastAPI()
-    install(app, render, {})
+    install(app, by_path(render, {}))
 
     @app.get("/fail/{index}")
     async def fail(index: int) -> None:
