@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Final, Generic, Protocol, TypeVar
 
 from service.engine.pace import Pace, Paced
+from service.engine.waitlist import Load, Room, Throughput, Waitlist
 
 HIGHEST_PRIORITY: Final = 9
 DEFAULT_PRIORITY: Final = 5
@@ -84,7 +85,7 @@ class QueueFullError(Exception):
 
     Attributes:
         waiting: How many jobs wait: the position that the job would have had.
-        retry_after_s: When to come again, if the engine could tell.
+        retry_after_s: When to come again: a place is kept from then on, for a while.
     """
 
     def __init__(self, detail: str, waiting: int, retry_after_s: float | None = None) -> None:
@@ -107,6 +108,8 @@ class Scheduler(Generic[J]):
         # Caller → when it was last served, as a count of admissions.
         self._served: dict[str, int] = {}
         self._admissions = 0
+        self._waitlist = Waitlist()
+        self._throughput = Throughput()
 
     @property
     def running(self) -> Sequence[J]:
@@ -125,30 +128,38 @@ class Scheduler(Generic[J]):
             job: The job.
             caller_jobs: Jobs that its caller may have waiting and running; None for as many as anyone.
         """
-        waiting = self.waiting
-        limits = self._limits
-        if len(waiting) >= limits.waiting_jobs:
+        now, waiting, limits = job.submitted, self.waiting, self._limits
+        most = min(limits.caller_jobs, caller_jobs or limits.caller_jobs)
+        room = Room(limits.waiting_jobs, limits.waiting_rows, limits.waiting_bytes, limits.running_rows, most)
+        kept, due = self._waitlist.kept(now), self._waitlist.due(job.caller, now)
+        try:
+            self._check(job, waiting, room if due else room.without(kept, job.caller))
+        except QueueFullError as error:
+            running, ahead = map(_load, self._running), map(_load, self.order(now))
+            given = _load(job), due, list(running), list(ahead), room
+            error.retry_after_s = self._waitlist.refuse(*given, self._throughput.rate, now)
+            raise
+        self._waitlist.settle(job.caller)
+        self._due[job] = self._pace.due(job, first=not (waiting or self._running))
+        self._waiting.setdefault((job.priority, job.caller), deque()).append(job)
+
+    def _check(self, job: J, waiting: Sequence[J], room: Room) -> None:
+        """Refuse a job for which there is no room."""
+        if len(waiting) >= room.jobs:
             raise QueueFullError(f"{len(waiting)} jobs are waiting already; no more may", len(waiting))
         rows = sum(other.rows for other in waiting)
         # A job too large for an empty queue would never find a place: it may wait alone.
-        if waiting and rows + job.rows > limits.waiting_rows:
-            detail = (
-                f"{rows} network rows wait already, this job needs {job.rows} more, and {limits.waiting_rows} may wait"
-            )
+        if waiting and rows + job.rows > room.rows:
+            detail = f"{rows} network rows wait already, this job needs {job.rows} more, and {room.rows} may wait"
             raise QueueFullError(detail, len(waiting))
         held = sum(other.weight for other in waiting)
-        if waiting and job.weight and held + job.weight > limits.waiting_bytes:
-            detail = (
-                f"{held} bytes of pictures wait already, this job brings {job.weight}; {limits.waiting_bytes} may wait"
-            )
+        if waiting and job.weight and held + job.weight > room.weight:
+            detail = f"{held} bytes of pictures wait already, this job brings {job.weight}; {room.weight} may wait"
             raise QueueFullError(detail, len(waiting))
         own = sum(other.caller == job.caller for other in (*waiting, *self._running))
-        most = min(limits.caller_jobs, caller_jobs or limits.caller_jobs)
-        if own >= most:
-            detail = f"this caller has {own} jobs waiting or running, and {most} are allowed at once"
+        if own >= room.caller_jobs:
+            detail = f"this caller has {own} jobs waiting or running, and {room.caller_jobs} are allowed at once"
             raise QueueFullError(detail, len(waiting))
-        self._due[job] = self._pace.due(job, first=not (waiting or self._running))
-        self._waiting.setdefault((job.priority, job.caller), deque()).append(job)
 
     def admit(self, now: float) -> list[J]:
         """Move the jobs that now fit from the queue to the running set, and return them."""
@@ -214,6 +225,10 @@ class Scheduler(Generic[J]):
         """Learn what a joint step of these jobs took."""
         self._pace.took(jobs, seconds)
 
+    def worked(self, rows: int, seconds: float) -> None:
+        """Learn what the device does in a time in which it had work, whatever it did."""
+        self._throughput.add(rows, seconds)
+
     def retire(self, jobs: Iterable[J]) -> None:
         """Take jobs out of the running set."""
         over = set(jobs)
@@ -253,3 +268,8 @@ class Scheduler(Generic[J]):
         self._waiting[key].popleft()
         if not self._waiting[key]:
             del self._waiting[key]
+
+
+def _load(job: Runnable) -> Load:
+    """What a job brings."""
+    return Load(job.caller, job.rows, job.weight, job.rows * job.left)
