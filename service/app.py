@@ -21,11 +21,11 @@ from service.engine.executor import Executor
 from service.engine.metrics import Metrics
 from service.engine.scheduler import Limits
 from service.idempotency import IdempotencyKeys
-from service.keyfile import KeyFile
 from service.keyring import Keyring
 from service.registry import Registry
 from service.services import Services
 from service.settings import Settings
+from service.store.keys import open_keys
 from service.web import page
 
 _LOG: Final = logging.getLogger(__name__)
@@ -54,18 +54,23 @@ def create_app(
     if engine is None:
         engine = build_engine(settings, catalog)
     registry = Registry(settings.keep_s, settings.keep_bytes)
-    keyring = Keyring(KeyFile(settings.keys_file))
+    keyring = Keyring(lambda: open_keys(settings.database_url))
     services = Services(settings, catalog, engine, registry, IdempotencyKeys(registry), keyring)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await keyring.open(settings)
+        try:
+            await keyring.open(settings)
+        except BaseException:
+            await keyring.close()
+            raise
         engine.start()
         background = [asyncio.create_task(_load(services)), asyncio.create_task(_forget(services))]
         yield
         for task in background:
             task.cancel()
         await asyncio.to_thread(engine.stop, settings.grace_s)
+        await keyring.close()
 
     app = FastAPI(
         title="superdiff-serve", version=version("superdiff-serve"), description=_DESCRIPTION, lifespan=lifespan

@@ -102,6 +102,10 @@ class KeyStore(Protocol):
         """Note that a key was used."""
         ...
 
+    async def close(self) -> None:
+        """Give back what it holds."""
+        ...
+
 
 class KeyNameError(Exception):
     """A key of that name is there already."""

@@ -29,6 +29,7 @@ from service.pictures import PictureTooLargeError
 from service.quotas import QuotaError
 from service.registry import UnknownJobError
 from service.schemas.fields import within_sentence
+from service.store.port import StoreUnavailableError
 
 _LOG: Final = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ STATUS: Final[Mapping[type[Exception], HTTPStatus]] = {
     QueueFullError: HTTPStatus.TOO_MANY_REQUESTS,
     QuotaError: HTTPStatus.TOO_MANY_REQUESTS,
     EngineStoppedError: HTTPStatus.SERVICE_UNAVAILABLE,
+    StoreUnavailableError: HTTPStatus.SERVICE_UNAVAILABLE,
     CancelledJobError: HTTPStatus.CONFLICT,
     DeadlineError: HTTPStatus.GATEWAY_TIMEOUT,
     UnknownJobError: HTTPStatus.NOT_FOUND,

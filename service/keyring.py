@@ -1,12 +1,15 @@
 """Whether keys are asked for, and who a request's key stands for."""
 
+import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 from service.callers import Caller, KeyStore, UnauthorizedError, is_loopback, of_address, of_key, verified
 from service.settings import Settings
+from service.store.port import StoreError
 
+_LOG: Final = logging.getLogger(__name__)
 _NOTED_EVERY_S: Final = 60.0
 
 
@@ -18,12 +21,13 @@ class Keyring:
     """Turns what a request brings into its caller. For one event loop.
 
     Args:
-        store: Where the keys are.
+        opened: Opens the store of the keys.
         clock: Unix time in seconds.
     """
 
-    def __init__(self, store: KeyStore, clock: Callable[[], float] = time.time) -> None:
-        self._store, self._clock = store, clock
+    def __init__(self, opened: Callable[[], Awaitable[KeyStore]], clock: Callable[[], float] = time.time) -> None:
+        self._opened, self._clock = opened, clock
+        self._store: KeyStore | None = None
         self._asks = True
         # Key → when its use was noted last.
         self._noted: dict[str, float] = {}
@@ -34,13 +38,14 @@ class Keyring:
         return self._asks
 
     async def open(self, settings: Settings) -> None:
-        """Find out whether keys are asked for.
+        """Open the store, and find out whether keys are asked for.
 
         They are, unless ``allow_anyone`` is set, or the address is loopback and there never was a key.
 
         Raises:
             NoKeysError: They are, and none is usable.
         """
+        self._store = await self._opened()
         keys = await self._store.all()
         alone = is_loopback(settings.host)
         self._asks = settings.require_keys or (not settings.allow_anyone and (bool(keys) or not alone))
@@ -51,6 +56,11 @@ class Keyring:
                 "To answer anyone without a key: superdiff serve --allow-anyone, or SUPERDIFF_ALLOW_ANYONE=true."
             )
             raise NoKeysError(detail)
+
+    async def close(self) -> None:
+        """Give back what the store holds."""
+        if self._store is not None:
+            await self._store.close()
 
     async def caller(self, key: str | None, host: str | None) -> Caller:
         """Who asks.
@@ -64,11 +74,14 @@ class Keyring:
         """
         if not self._asks:
             return of_address(host)
-        if key is None:
+        if key is None or self._store is None:
             raise UnauthorizedError("an API key is needed", given=False)
         now = self._clock()
         found = await verified(key, self._store, now)
         if now - self._noted.get(found.id, 0.0) >= _NOTED_EVERY_S:
             self._noted[found.id] = now
-            await self._store.used(found.id, now)
+            try:
+                await self._store.used(found.id, now)
+            except StoreError as error:
+                _LOG.warning("the use of the API key %s is not noted: %s", found.id, error)
         return of_key(found)

@@ -1,10 +1,13 @@
 """What an operator sets: environment variables with the prefix SUPERDIFF_, or the command line."""
 
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Final, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+MEMORY: Final = "memory:"
+"""The address of a store that ends with the process."""
 
 
 def _listed(value: Any) -> Any:
@@ -22,7 +25,13 @@ class Settings(BaseSettings):
     allow_anyone: Annotated[
         bool, Field(description="Answer everyone without an API key, also where other machines reach the service.")
     ] = False
-    keys_file: Annotated[Path, Field(description="Where API keys are kept.")] = Path("superdiff-keys.json")
+    state: Annotated[Path, Field(description="Folder of what outlives the process, where nothing else is said.")] = (
+        Path("~/.local/state/superdiff")
+    )
+    database: Annotated[
+        str,
+        Field(description="Where API keys are: sqlite:///FILE, postgresql://… or memory:; none for a file in state."),
+    ] = ""
     trusted_proxies: Annotated[
         list[str], NoDecode, BeforeValidator(_listed), Field(description="Addresses whose X-Forwarded-For is believed.")
     ] = []
@@ -58,6 +67,11 @@ class Settings(BaseSettings):
         if self.require_keys and self.allow_anyone:
             raise ValueError("require_keys and allow_anyone exclude one another; set one of them")
         return self
+
+    @property
+    def database_url(self) -> str:
+        """Where API keys are."""
+        return self.database or f"sqlite:///{self.state.expanduser() / 'jobs.sqlite'}"
 
     @property
     def stream_grace_s(self) -> float:

@@ -18,6 +18,7 @@ from service.callers import Caller, UnauthorizedError
 from service.faults import Fault, Renderer, fault_of
 from service.quotas import JOBS, PIXEL_STEPS, QuotaError, Standing
 from service.services import Services
+from service.store.port import StoreUnavailableError
 
 _OPEN: Final = frozenset({"/", "/healthz", "/readyz", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"})
 _PAGE: Final = "/web/"
@@ -56,6 +57,9 @@ class Gate:
             self._services.quotas.count_request(caller)
         except UnauthorizedError as error:
             await self._render(request, _unauthorized(error, basic=basic))(scope, receive, send)
+            return
+        except StoreUnavailableError as error:
+            await self._render(request, fault_of(error))(scope, receive, send)
             return
         except QuotaError as error:
             sending = self._told(send, caller) if caller else send

@@ -3,37 +3,40 @@
 import asyncio
 import re
 import time
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, TypeVar
 
 import typer
 
 from service.callers import Allowance, Key, KeyNameError, KeyStore, Scope, mint
 from service.commands.common import CommandError, Exit, JsonOption, print_json, read_settings, told
-from service.keyfile import KeyFile, KeyFileError
 from service.keyring import Keyring, NoKeysError
 from service.settings import Settings
+from service.store.keys import open_keys
+from service.store.port import StoreError
 
 keys_app = typer.Typer(help="API keys: create, list, revoke.", no_args_is_help=True)
 
 _SECONDS: Final = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 _SPAN: Final = re.compile(r"([1-9][0-9]{0,5})([mhdw])", re.ASCII)
 _NAME_LENGTH: Final = 100
-
-
-def key_store(settings: Settings) -> KeyStore:
-    """Where the settings keep keys."""
-    return KeyFile(settings.keys_file)
+T = TypeVar("T")
 
 
 def check_keys(settings: Settings) -> None:
     """Refuse to start a service that others could reach without a key; see :meth:`Keyring.open`."""
-    keyring = Keyring(key_store(settings))
+
+    async def check() -> None:
+        keyring = Keyring(lambda: open_keys(settings.database_url))
+        try:
+            await keyring.open(settings)
+        finally:
+            await keyring.close()
+
     try:
-        asyncio.run(keyring.open(settings))
-    except NoKeysError as error:
-        raise CommandError(str(error)) from error
-    except KeyFileError as error:
+        asyncio.run(check())
+    except (NoKeysError, StoreError) as error:
         raise CommandError(str(error)) from error
     if settings.allow_anyone:
         typer.secho("superdiff: everyone who reaches this service may use it; no API key is asked for", err=True)
@@ -65,16 +68,12 @@ def create_key(
         expires = None if expires_in is None else now + _span(expires_in)
         allowance = Allowance(requests_per_minute, concurrent_jobs, pixel_steps_per_day)
         text, key = mint(name, frozenset(scope or [Scope.GENERATE]), allowance, now, expires)
-        settings = read_settings()
-        try:
-            asyncio.run(key_store(settings).add(key))
-        except (KeyNameError, KeyFileError) as error:
-            raise CommandError(str(error)) from error
+        _done(lambda store: store.add(key), make=True)
     if as_json:
         print_json({"key": text, **_facts(key)})
         return
     typer.echo(text)
-    note = f"This is the only time that key {key.id} ({name}) is shown; {settings.keys_file} holds a hash of it."
+    note = f"This is the only time that key {key.id} ({name}) is shown: what is stored is a hash of it."
     typer.echo(note, err=True)
 
 
@@ -82,7 +81,7 @@ def create_key(
 def list_keys(*, as_json: JsonOption = False) -> None:
     """Say which keys there are, revoked ones too; the keys themselves are not stored."""
     with told():
-        keys = _all(key_store(read_settings()))
+        keys = _all()
     if as_json:
         print_json([_facts(key) for key in keys])
         return
@@ -98,28 +97,42 @@ def revoke_key(
 ) -> None:
     """Withdraw a key: a running service refuses it from its next request on."""
     with told():
-        store = key_store(read_settings())
-        keys = _all(store)
+        keys = _all()
         # Of revoked keys several may have one name; of the others one.
         named = [key for key in keys if key.id == which] or [key for key in keys if key.name == which]
         if not named:
             raise CommandError(f"there is no key {which!r}; superdiff keys list shows all")
         key = next((each for each in named if each.revoked is None), named[-1])
-        try:
-            asyncio.run(store.revoke(key.id, time.time()))
-        except KeyFileError as error:
-            raise CommandError(str(error)) from error
-        (key,) = [each for each in _all(store) if each.id == key.id]
+        _done(lambda store: store.revoke(key.id, time.time()))
+        (key,) = [each for each in _all() if each.id == key.id]
     if as_json:
         print_json(_facts(key))
         return
     typer.echo(_line(key))
 
 
-def _all(store: KeyStore) -> list[Key]:
+def _all() -> Sequence[Key]:
+    return _done(lambda store: store.all())
+
+
+def _done(act: Callable[[KeyStore], Awaitable[T]], *, make: bool = False) -> T:
+    """Do something with the keys of the settings' database.
+
+    Args:
+        act: What.
+        make: Whether to make a database that is not there.
+    """
+
+    async def do() -> T:
+        store = await open_keys(read_settings().database_url, make=make)
+        try:
+            return await act(store)
+        finally:
+            await store.close()
+
     try:
-        return list(asyncio.run(store.all()))
-    except KeyFileError as error:
+        return asyncio.run(do())
+    except (KeyNameError, StoreError) as error:
         raise CommandError(str(error)) from error
 
 

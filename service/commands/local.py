@@ -18,14 +18,14 @@ from service.commands.common import refused
 from service.commands.session import Told
 from service.faults import fault_of, fields_at_fault
 from service.idempotency import IdempotencyKeys
-from service.keyfile import KeyFile
 from service.keyring import Keyring
 from service.orders import accept
 from service.pictures import ImageFormat
 from service.registry import Record, Registry
 from service.schemas.requests import Asking, DensityRequest, SuperposeRequest
 from service.services import Services
-from service.settings import Settings
+from service.settings import MEMORY, Settings
+from service.store.keys import open_keys
 
 _KINDS: Final[Mapping[str, type[Asking]]] = {"/v1/superpose": SuperposeRequest, "/v1/density": DensityRequest}
 # What bounds strangers' requests does not bound those of whoever owns the machine.
@@ -51,7 +51,7 @@ class LocalSession:
             build_engine(settings, catalog),
             registry,
             IdempotencyKeys(registry),
-            Keyring(KeyFile(settings.keys_file)),
+            Keyring(lambda: open_keys(MEMORY)),
         )
         self._runner = asyncio.Runner()
         self._records: dict[str, Record] = {}

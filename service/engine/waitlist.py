@@ -22,7 +22,7 @@ _MARGIN: Final = 1.15
 # How long a place is kept for who was told to come, and how long one is told to wait while no rate is known.
 _KEPT_S: Final = 15.0
 _UNMEASURED_S: Final = 5
-# One in so many places that may be kept; the rest is anyone's, so that clients who do not come back leave no device idle.
+# One in so many places may be kept; the rest is anyone's, lest the device be idle when clients do not come back.
 _KEPT_SHARE: Final = 4
 # Places that may be kept in all, and for one caller.
 _MOST: Final = 1024

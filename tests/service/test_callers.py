@@ -1,6 +1,5 @@
 """Who may ask what over HTTP: keys, scopes, limits, and whose job is whose; in process, over small real models."""
 
-import asyncio
 import base64
 import time
 
@@ -9,9 +8,9 @@ from fastapi.testclient import TestClient
 
 from pipelines.catalog import Catalog
 from service.app import create_app
-from service.callers import Allowance, Scope, mint
-from service.keyfile import KeyFile
+from service.callers import Scope
 from service.settings import Settings
+from tests.service.keys import KeysIn, NewKey
 
 AND = "/v1/superpose/and"
 BODY = {"components": ["a red circle", "a blue star"], "steps": 3, "seed": 5, "include_trajectory": True}
@@ -20,17 +19,6 @@ ASYNC = {"Prefer": "respond-async"}
 TXT2IMG = {"prompt": "a cat", "steps": 2, "width": 16, "height": 16}
 IMAGES = {"prompt": "a cat", "superdiff": {"steps": 2}}
 DIALECTS = {AND: BODY, "/v1/images/generations": IMAGES, "/sdapi/v1/txt2img": TXT2IMG}
-
-
-class Key:
-    """A key and the headers that carry it."""
-
-    def __init__(self, store, name, *scopes, expires=None, **allowance):
-        self.text, self.key = mint(
-            name, frozenset(scopes or [Scope.GENERATE]), Allowance(**allowance), time.time(), expires
-        )
-        asyncio.run(store.add(self.key))
-        self.headers = bearer(self.text)
 
 
 def bearer(text):
@@ -43,29 +31,29 @@ def basic(text, user="anyone"):
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    return KeyFile(tmp_path_factory.mktemp("keys") / "keys.json")
+    return KeysIn(tmp_path_factory.mktemp("keys") / "keys.sqlite")
 
 
 @pytest.fixture(scope="module")
 def me(store):
-    return Key(store, "me")
+    return NewKey(store, "me")
 
 
 @pytest.fixture(scope="module")
 def other(store):
-    return Key(store, "other")
+    return NewKey(store, "other")
 
 
 @pytest.fixture(scope="module")
-def client(models, store, me, tmp_path_factory):
-    settings = Settings(keys_file=store._path, running_rows=24)
+def client(models, store, me):
+    settings = Settings(database=store.url, running_rows=24)
     with TestClient(create_app(settings, catalog=Catalog.of(models))) as client:
         yield client
 
 
 @pytest.fixture(scope="module")
-def anyone(models, tmp_path_factory):
-    settings = Settings(keys_file=tmp_path_factory.mktemp("none") / "keys.json", caller_jobs=2, running_rows=24)
+def anyone(models):
+    settings = Settings(database="memory:", caller_jobs=2, running_rows=24)
     with TestClient(create_app(settings, catalog=Catalog.of(models))) as client:
         yield client
 
@@ -128,15 +116,15 @@ def test_a_body_is_not_read_for_who_has_no_key(client):
 
 
 def test_a_revoked_and_an_expired_key_are_refused_at_once(client, store):
-    short, gone = Key(store, "short", expires=time.time() - 1), Key(store, "gone")
+    short, gone = NewKey(store, "short", expires=time.time() - 1), NewKey(store, "gone")
     assert client.get("/v1/models", headers=gone.headers).status_code == 200
-    asyncio.run(store.revoke(gone.key.id, time.time()))
+    store.revoke(gone.key.id, time.time())
     assert "'gone' was revoked" in client.get("/v1/models", headers=gone.headers).json()["detail"]
     assert "'short' has expired" in client.get("/v1/models", headers=short.headers).json()["detail"]
 
 
 def test_a_scope_that_is_missing_is_named(client, me, store):
-    watcher, admin = Key(store, "prometheus", Scope.READ_METRICS), Key(store, "root", Scope.ADMIN)
+    watcher, admin = NewKey(store, "prometheus", Scope.READ_METRICS), NewKey(store, "root", Scope.ADMIN)
     refused = client.get("/metrics", headers=me.headers)
     assert refused.status_code == 403
     assert "lacks the scope 'read-metrics'" in refused.json()["detail"]
@@ -157,7 +145,7 @@ def test_another_s_job_is_not_there_on_any_route(client, me, other, store):
     made = client.post(AND, json=BODY | {"include_lift_maps": True}, headers=me.headers).json()["id"]
     for route in JOB_ROUTES:
         assert client.get(f"/v1/jobs/{made}{route}", headers=me.headers).status_code == 200, route
-        for key in (other, Key(store, f"root of {route}", Scope.ADMIN)):
+        for key in (other, NewKey(store, f"root of {route}", Scope.ADMIN)):
             answer = client.get(f"/v1/jobs/{made}{route}", headers=key.headers)
             assert answer.status_code == 404, route
             assert answer.json()["detail"].startswith(f"no job '{made}'; finished jobs are kept")
@@ -210,8 +198,8 @@ def test_the_user_of_the_openai_dialect_is_a_label(anyone):
     assert [job["id"] for job in anyone.get("/v1/jobs", headers={"X-Client-Id": "ann"}).json()["data"]] == [made]
 
 
-def test_jobs_of_another_address_are_not_there(models, tmp_path):
-    app = create_app(Settings(keys_file=tmp_path / "keys.json"), catalog=Catalog.of(models))
+def test_jobs_of_another_address_are_not_there(models):
+    app = create_app(Settings(database="memory:"), catalog=Catalog.of(models))
     with TestClient(app, client=("10.0.0.1", 1)) as one:
         path = one.post(AND, json=BODY, headers=ASYNC).headers["location"]
         # A forwarded address is a client's word, unless the proxy is trusted.
@@ -221,7 +209,7 @@ def test_jobs_of_another_address_are_not_there(models, tmp_path):
 
 
 def test_requests_beyond_a_minute_s_wait_until_there_is_room(client, store, monkeypatch):
-    key = Key(store, "three", requests_per_minute=3)
+    key = NewKey(store, "three", requests_per_minute=3)
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now)
     answers = []
@@ -248,7 +236,7 @@ def test_requests_beyond_a_minute_s_wait_until_there_is_room(client, store, monk
 def test_pixel_steps_of_a_day_and_a_request_that_never_fits(client, store, monkeypatch):
     # Two components and the unconditional, 16 × 16 pixels, three steps.
     cost = 3 * 16 * 16 * 3
-    key = Key(store, "days", pixel_steps_per_day=2 * cost)
+    key = NewKey(store, "days", pixel_steps_per_day=2 * cost)
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now)
     first = client.post(AND, json=BODY, headers=key.headers)
@@ -271,7 +259,7 @@ def test_pixel_steps_of_a_day_and_a_request_that_never_fits(client, store, monke
 
 
 def test_a_key_s_jobs_at_once(client, store):
-    key = Key(store, "one", concurrent_jobs=1)
+    key = NewKey(store, "one", concurrent_jobs=1)
     first = client.post(AND, json=LONG, headers=key.headers | ASYNC)
     try:
         assert first.headers["ratelimit-policy"] == '"concurrent-jobs";q=1;qu="concurrent-requests"'
@@ -290,16 +278,16 @@ def test_callers_without_limits_are_told_of_none(client, me):
 
 
 def test_a_key_that_is_revoked_while_it_is_the_last_leaves_nobody_in(models, tmp_path):
-    store = KeyFile(tmp_path / "keys.json")
-    key = Key(store, "last")
-    with TestClient(create_app(Settings(keys_file=store._path), catalog=Catalog.of(models))) as client:
-        asyncio.run(store.revoke(key.key.id, time.time()))
+    store = KeysIn(tmp_path / "keys.sqlite")
+    key = NewKey(store, "last")
+    with TestClient(create_app(Settings(database=store.url), catalog=Catalog.of(models))) as client:
+        store.revoke(key.key.id, time.time())
         assert client.get("/v1/models", headers=key.headers).status_code == 401
         assert client.get("/v1/models").status_code == 401
 
 
-def test_an_application_that_others_reach_does_not_start_without_keys(models, tmp_path):
-    settings = Settings(host="0.0.0.0", keys_file=tmp_path / "keys.json")
+def test_an_application_that_others_reach_does_not_start_without_keys(models):
+    settings = Settings(host="0.0.0.0", database="memory:")
     with (
         pytest.raises(Exception, match="superdiff keys create NAME"),
         TestClient(create_app(settings, catalog=Catalog.of(models))),

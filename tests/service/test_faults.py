@@ -17,6 +17,7 @@ from service.idempotency import IdempotencyError
 from service.pictures import PictureTooLargeError
 from service.quotas import QuotaError
 from service.registry import UnknownJobError
+from service.store.port import StoreUnavailableError
 
 SAMPLES = [
     (science.InvalidInputError("steps must be at least 1, got 0", field=("steps",)), 422),
@@ -29,6 +30,7 @@ SAMPLES = [
     (QueueFullError("7 jobs are waiting already", 7), 429),
     (QuotaError("the limit is reached", 3.0), 429),
     (EngineStoppedError("the service is shutting down"), 503),
+    (StoreUnavailableError("the store cannot be reached; try again"), 503),
     (CancelledJobError("the job was cancelled"), 409),
     (DeadlineError("not done within 3 s"), 504),
     (UnknownJobError("no job 'x'"), 404),
