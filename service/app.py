@@ -8,6 +8,7 @@ from importlib.metadata import version
 from typing import Final
 
 from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
 
 from pipelines.catalog import Catalog
 from pipelines.errors import PipelineError
@@ -16,6 +17,7 @@ from service.api import density, health, jobs, models, openai, problem, superpos
 from service.api.gate import Gate
 from service.api.sdapi import mount as sdapi
 from service.body_limit import BodyLimit
+from service.callbacks import Callbacks
 from service.engine.engine import Engine
 from service.engine.executor import Executor
 from service.engine.metrics import Metrics
@@ -30,6 +32,17 @@ from service.web import page
 
 _LOG: Final = logging.getLogger(__name__)
 _FORGET_EVERY_S: Final = 10.0
+# Headers that pages of other origins may send and read besides the usual ones.
+_CORS_ASKED: Final = ["Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID", "Prefer", "X-Client-Id"]
+_CORS_TOLD: Final = [
+    "Location",
+    "Preference-Applied",
+    "RateLimit",
+    "RateLimit-Policy",
+    "Retry-After",
+    "WWW-Authenticate",
+    *(f"X-Superdiff-{name}" for name in ("Id", "Seed", "Log-Density", "Kappa", "Lift", "Scale")),
+]
 _DESCRIPTION: Final = (
     "Compose pretrained diffusion models: OR, AND over prompts and models by superposition, "
     "reweighted by the Itô density estimator (Skreta et al., ICLR 2025)."
@@ -55,7 +68,13 @@ def create_app(
         engine = build_engine(settings, catalog)
     registry = Registry(settings.keep_s, settings.keep_bytes)
     keyring = Keyring(lambda: open_keys(settings.database_url))
-    services = Services(settings, catalog, engine, registry, IdempotencyKeys(registry), keyring)
+    callbacks = Callbacks(
+        settings.callback_hosts,
+        settings.callback_secret.get_secret_value(),
+        private=settings.callback_private,
+        metrics=engine.metrics,
+    )
+    services = Services(settings, catalog, engine, registry, IdempotencyKeys(registry), keyring, callbacks)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -70,6 +89,7 @@ def create_app(
         for task in background:
             task.cancel()
         await asyncio.to_thread(engine.stop, settings.grace_s)
+        await callbacks.close()
         await keyring.close()
 
     app = FastAPI(
@@ -81,6 +101,16 @@ def create_app(
     # The last one added sees a request first.
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
     app.add_middleware(Gate, services=services, render=render, basic=tuple(sdapi.DIALECT))
+    if settings.cors_origins:
+        # Outermost: a browser asks beforehand without a key.
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_credentials=settings.cors_credentials,
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=_CORS_ASKED,
+            expose_headers=_CORS_TOLD,
+        )
     for router in (
         superpose.router,
         density.router,

@@ -13,6 +13,7 @@ from pipelines.errors import PipelineError
 from service.api.answers import events
 from service.api.problem import problem
 from service.app import build_engine
+from service.callbacks import Callbacks
 from service.callers import Caller
 from service.commands.common import refused
 from service.commands.session import Told
@@ -45,13 +46,15 @@ class LocalSession:
         free = dict.fromkeys(_BOUNDS, _NO_BOUND) | {"max_timeout_s": float("inf")}
         settings = settings.model_copy(update=free)
         registry = Registry(settings.keep_s, settings.keep_bytes)
+        engine = build_engine(settings, catalog)
         self._services = Services(
             settings,
             catalog,
-            build_engine(settings, catalog),
+            engine,
             registry,
             IdempotencyKeys(registry),
             Keyring(lambda: open_keys(MEMORY)),
+            Callbacks((), "", private=False, metrics=engine.metrics),
         )
         self._runner = asyncio.Runner()
         self._records: dict[str, Record] = {}
