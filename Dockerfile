@@ -10,8 +10,8 @@ RUN python -m venv /opt/superdiff \
 
 FROM python:3.11-slim
 RUN useradd --create-home --uid 10001 superdiff \
-    && mkdir -p /models /etc/superdiff \
-    && chown superdiff /models
+    && mkdir -p /models /etc/superdiff /var/lib/superdiff \
+    && chown superdiff /models /var/lib/superdiff
 COPY --from=build /opt/superdiff /opt/superdiff
 COPY superdiff.toml /etc/superdiff/superdiff.toml
 ENV PATH=/opt/superdiff/bin:$PATH \
@@ -19,7 +19,11 @@ ENV PATH=/opt/superdiff/bin:$PATH \
     HF_HOME=/models/huggingface \
     SUPERDIFF_HOST=0.0.0.0 \
     SUPERDIFF_PORT=8000 \
+    SUPERDIFF_STATE=/var/lib/superdiff \
     SUPERDIFF_CATALOG=/etc/superdiff/superdiff.toml
+# Others reach a container: it starts once there is an API key, or with SUPERDIFF_ALLOW_ANYONE=true.
+#   docker run --rm -v superdiff-state:/var/lib/superdiff superdiff-serve superdiff keys create me
+VOLUME /var/lib/superdiff
 USER superdiff
 WORKDIR /home/superdiff
 EXPOSE 8000

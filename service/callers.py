@@ -29,7 +29,7 @@ class Scope(StrEnum):
     READ_METRICS = "read-metrics"
     """GET /metrics."""
     ADMIN = "admin"
-    """All of the others."""
+    """All of the others, and /v1/admin."""
 
 
 @dataclass(frozen=True, slots=True)

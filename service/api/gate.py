@@ -20,9 +20,13 @@ from service.quotas import JOBS, PIXEL_STEPS, QuotaError, Standing
 from service.services import Services
 from service.store.port import StoreUnavailableError
 
-_OPEN: Final = frozenset({"/", "/healthz", "/readyz", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"})
-_PAGE: Final = "/web/"
-_SCOPES: Final[Mapping[str, callers.Scope]] = {"/metrics": callers.Scope.READ_METRICS}
+_OPEN: Final = frozenset({"/", "/healthz", "/readyz", "/docs", "/redoc", "/openapi.json"})
+_OPEN_BELOW: Final = ("/web/", "/docs/")
+# What is not listed needs the scope generate.
+_SCOPES: Final[Mapping[str, callers.Scope]] = {
+    "/metrics": callers.Scope.READ_METRICS,
+    "/v1/admin": callers.Scope.ADMIN,
+}
 _REALM: Final = 'realm="superdiff"'
 _UNITS: Final[Mapping[str, str]] = {JOBS: "concurrent-requests", PIXEL_STEPS: "pixel-steps"}
 
@@ -50,7 +54,7 @@ class Gate:
         try:
             key = key_of(request.headers, basic=basic)
             caller = await self._services.keyring.caller(key, request.client.host if request.client else None)
-            wanted = _SCOPES.get(scope["path"], callers.Scope.GENERATE)
+            wanted = _scope_of(scope["path"])
             if not caller.may(wanted):
                 await self._render(request, _forbidden(wanted))(scope, receive, send)
                 return
@@ -113,7 +117,13 @@ def limit_headers(standings: list[Standing]) -> dict[str, str]:
 
 def _is_open(path: str) -> bool:
     """Whether anyone may ask: how the service is, its description, and the page, which asks for a key itself."""
-    return path in _OPEN or path.startswith(_PAGE)
+    return path in _OPEN or path.startswith(_OPEN_BELOW)
+
+
+def _scope_of(path: str) -> callers.Scope:
+    """What a key must be allowed for a path."""
+    found = (scope for first, scope in _SCOPES.items() if path == first or path.startswith(f"{first}/"))
+    return next(found, callers.Scope.GENERATE)
 
 
 def _unauthorized(error: UnauthorizedError, *, basic: bool) -> Fault:

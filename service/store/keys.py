@@ -35,6 +35,9 @@ async def open_keys(url: str, *, make: bool = False) -> KeyStore:
         if make:
             raise StoreError("a database in memory keeps no keys: set SUPERDIFF_DATABASE to a file or a server")
         return NoKeys()
+    if not url.startswith(("sqlite:///", "postgresql://")) or url == "sqlite:///":
+        scheme = url.partition(":")[0]
+        raise StoreError(f"SUPERDIFF_DATABASE must be sqlite:///FILE, postgresql://… or memory:, got {scheme}:…")
     file = sa.make_url(url).database if url.startswith("sqlite:") else None
     if file is not None and not Path(file).exists():
         if not make:

@@ -136,6 +136,9 @@ def test_a_scope_that_is_missing_is_named(client, me, store):
     assert "'generate'" in answers["/sdapi/v1/txt2img"].json()["detail"]
     for path in ("/metrics", "/v1/models"):
         assert client.get(path, headers=admin.headers).status_code == 200
+    # There is nothing here yet; what comes is closed.
+    statuses = [client.get("/v1/admin/x", headers=key.headers).status_code for key in (me, watcher, admin)]
+    assert statuses == [403, 403, 404]
 
 
 JOB_ROUTES = ["", "/events", "/images/0", "/lift-maps/0/0", "/trajectory"]

@@ -108,3 +108,9 @@ async def test_memory_keeps_none():
     assert await (await open_keys("memory:")).all() == []
     with pytest.raises(StoreError, match="SUPERDIFF_DATABASE"):
         await open_keys("memory:", make=True)
+
+
+@pytest.mark.parametrize("url", ["mysql://a/b", "sqlite://", "sqlite:///", "jobs.sqlite"])
+async def test_what_is_no_database_of_ours(url):
+    with pytest.raises(StoreError, match="SUPERDIFF_DATABASE must be"):
+        await open_keys(url)
