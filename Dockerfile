@@ -45,8 +45,9 @@ ENV PATH=/opt/superdiff/bin:$PATH \
     SUPERDIFF_PORT=8000 \
     SUPERDIFF_LOG_FORMAT=json \
     SUPERDIFF_STATE=/var/lib/superdiff \
-    SUPERDIFF_KEYS_FILE=/var/lib/superdiff/keys.json \
     SUPERDIFF_CATALOG=/etc/superdiff/superdiff.toml
+# Others reach a container: it starts once there is an API key, or with SUPERDIFF_ALLOW_ANYONE=true.
+#   docker run --rm -v superdiff-state:/var/lib/superdiff superdiff-serve superdiff keys create me
 VOLUME ["/models", "/var/lib/superdiff"]
 USER superdiff
 WORKDIR /home/superdiff

@@ -75,18 +75,23 @@ class Client:
 
     Args:
         url: Where it listens, such as ``http://127.0.0.1:8000``.
+        key: An API key, for services that want one; empty for none.
         timeout_s: How long one answer may take. Drawing is asked for and then looked at again and again, so that no
             answer takes long however long the picture does.
 
     Raises:
-        ServiceError: The address is none.
+        ServiceError: The address is none, or the key has characters that no key has.
     """
 
-    def __init__(self, url: str = DEFAULT_URL, timeout_s: float = 30.0) -> None:
+    def __init__(self, url: str = DEFAULT_URL, key: str = "", timeout_s: float = 30.0) -> None:
         parts = urlsplit(url.strip())
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ServiceError(f"the address of the service must look like {DEFAULT_URL}, not {url!r}")
         self.url = url.strip().rstrip("/")
+        key = key.strip()
+        if not key.isascii() or any(c.isspace() for c in key):
+            raise ServiceError("the API key has characters that no key has; copy it again")
+        self._key = key
         self._timeout_s = timeout_s
         # A proxy that is set for the world must not be asked for this machine.
         direct = [ProxyHandler({})] if parts.hostname in _LOOPBACK else []
@@ -179,6 +184,9 @@ class Client:
         typed = {} if data is None else {"Content-Type": "application/json"}
         # The scheme is http or https: __init__ lets no other through.
         request = Request(self.url + path, data, {**typed, **(headers or {})}, method=method)  # noqa: S310
+        if self._key:
+            # Not for where a redirect leads.
+            request.add_unredirected_header("Authorization", "Bearer " + self._key)
         try:
             with self._opener.open(request, timeout=timeout_s or self._timeout_s) as answer:
                 return bytes(answer.read())

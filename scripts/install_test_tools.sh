@@ -6,6 +6,7 @@ set -euo pipefail
 packages=(
   curl jq                                # tests/clients/test_readme.py: the README's commands
   chromium                               # tests/clients/test_page.py: the page at / in a real browser
+  postgresql                             # tests/postgres.py: a server of the tests' own
   krita python3-pyqt5 python3-sip xvfb   # tests/integrations/test_krita.py: the plug-in in the real program
 )
 

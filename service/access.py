@@ -58,7 +58,7 @@ class Access:
                     "path": scope["path"],
                     "status": told["status"],
                     "ms": round(1e3 * (time.perf_counter() - began), 1),
-                    "caller": state.get("caller"),
+                    "caller": state["caller"].id if "caller" in state else None,
                     "job_id": told["job"] or scope.get("path_params", {}).get("job_id"),
                 }
                 _LOG.info("answered", extra={"fields": fields})

@@ -8,29 +8,45 @@ from importlib.metadata import version
 from typing import Final
 
 from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
 
 from pipelines.catalog import Catalog
 from service import faults
 from service.access import Access
 from service.api import admin, density, health, jobs, models, openai, problem, superpose, trajectory
+from service.api.gate import Gate
 from service.api.methods import Methods, allowed
 from service.api.published import publish
 from service.api.sdapi import mount as sdapi
 from service.body_limit import BodyLimit
+from service.callbacks import Callbacks
 from service.engine.engine import Engine
 from service.engine.executor import Executor
 from service.engine.metrics import Metrics
 from service.engine.scheduler import Limits
 from service.idempotency import IdempotencyKeys
+from service.keyring import Keyring
 from service.registry import Registry
 from service.reloading import load_all
 from service.services import Services
 from service.settings import Settings
+from service.store.keys import open_keys
 from service.tracing import Tracing, provider_from_environment, wanted
 from service.web import page
 
 _LOG: Final = logging.getLogger(__name__)
 _FORGET_EVERY_S: Final = 10.0
+# Headers that pages of other origins may send and read besides the usual ones.
+_CORS_ASKED: Final = ["Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID", "Prefer", "X-Client-Id"]
+_CORS_TOLD: Final = [
+    "Location",
+    "Preference-Applied",
+    "RateLimit",
+    "RateLimit-Policy",
+    "Retry-After",
+    "WWW-Authenticate",
+    *(f"X-Superdiff-{name}" for name in ("Id", "Seed", "Log-Density", "Kappa", "Lift", "Scale")),
+]
 _DESCRIPTION: Final = (
     "Compose pretrained diffusion models: OR, AND over prompts and models by superposition, "
     "reweighted by the Itô density estimator (Skreta et al., ICLR 2025)."
@@ -62,16 +78,30 @@ def create_app(
     if engine is None:
         engine = build_engine(settings, catalog, tracing)
     registry = Registry(settings.keep_s, settings.keep_bytes)
-    services = Services(settings, catalog, engine, registry, IdempotencyKeys(registry))
+    keyring = Keyring(lambda: open_keys(settings.database_url))
+    callbacks = Callbacks(
+        settings.callback_hosts,
+        settings.callback_secret.get_secret_value(),
+        private=settings.callback_private,
+        metrics=engine.metrics,
+    )
+    services = Services(settings, catalog, engine, registry, IdempotencyKeys(registry), keyring, callbacks)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        try:
+            await keyring.open(settings)
+        except BaseException:
+            await keyring.close()
+            raise
         engine.start()
         background = [asyncio.create_task(_load(services)), asyncio.create_task(_forget(services))]
         yield
         for task in background:
             task.cancel()
         await asyncio.to_thread(engine.stop, settings.grace_s)
+        await callbacks.close()
+        await keyring.close()
         if tracing is not None:
             await asyncio.to_thread(tracing.close)
 
@@ -84,13 +114,10 @@ def create_app(
         redoc_url=None,
     )
     app.state.services = services
-    app.add_middleware(BodyLimit, limit=settings.max_body_bytes, together=settings.max_bodies_bytes)
-    app.add_middleware(Methods)
-    app.add_middleware(Access)
-    if tracing is not None:
-        tracing.instrument(app)
     dialects = {openai.PREFIX: openai.DIALECT, **sdapi.DIALECTS}
-    faults.install(app, problem.DIALECT, dialects, lambda request: allowed(request.app, request.scope))
+    render = faults.by_path(problem.DIALECT, dialects)
+    faults.install(app, render, lambda request: allowed(request.app, request.scope))
+    _surround(app, services, render, tracing)
     for router in (
         superpose.router,
         density.router,
@@ -106,6 +133,27 @@ def create_app(
     page.mount(app)
     publish(app, problem.DIALECT, dialects)
     return app
+
+
+def _surround(app: FastAPI, services: Services, render: faults.Renderer, tracing: Tracing | None) -> None:
+    """Add what every request passes before its route; the last one added sees a request first."""
+    settings = services.settings
+    app.add_middleware(BodyLimit, limit=settings.max_body_bytes, together=settings.max_bodies_bytes)
+    app.add_middleware(Methods)
+    app.add_middleware(Gate, services=services, render=render, basic=tuple(sdapi.DIALECTS))
+    app.add_middleware(Access)
+    if settings.cors_origins:
+        # Outermost: a browser asks beforehand without a key.
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_credentials=settings.cors_credentials,
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=_CORS_ASKED,
+            expose_headers=_CORS_TOLD,
+        )
+    if tracing is not None:
+        tracing.instrument(app)
 
 
 def build_engine(settings: Settings, catalog: Catalog, tracing: Tracing | None = None) -> Engine:

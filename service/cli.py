@@ -8,6 +8,7 @@ from service.commands.compose import compose
 from service.commands.density import density
 from service.commands.doctor import doctor
 from service.commands.jobs import jobs_app
+from service.commands.keys import keys_app
 from service.commands.models import models_app
 from service.commands.remake import remake
 from service.commands.serve import serve
@@ -22,6 +23,7 @@ for command in (serve, compose, density, remake, calibrate, doctor):
     app.command()(command)
 app.add_typer(models_app, name="models")
 app.add_typer(jobs_app, name="jobs")
+app.add_typer(keys_app, name="keys")
 app.command(name="eval")(evaluate)
 
 

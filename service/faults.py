@@ -29,8 +29,10 @@ from service.engine.scheduler import QueueFullError
 from service.idempotency import IdempotencyError
 from service.logs import request_id
 from service.pictures import PictureTooLargeError
+from service.quotas import QuotaError
 from service.registry import UnknownJobError
 from service.schemas.fields import MOST_PLACES, within_sentence
+from service.store.port import StoreUnavailableError
 from service.strict_json import NestedTooDeepError, NotJsonError, TooManyItemsError
 
 _LOG: Final = logging.getLogger(__name__)
@@ -46,7 +48,9 @@ STATUS: Final[Mapping[type[Exception], HTTPStatus]] = {
     CatalogError: HTTPStatus.INTERNAL_SERVER_ERROR,
     PipelineError: HTTPStatus.INTERNAL_SERVER_ERROR,
     QueueFullError: HTTPStatus.TOO_MANY_REQUESTS,
+    QuotaError: HTTPStatus.TOO_MANY_REQUESTS,
     EngineStoppedError: HTTPStatus.SERVICE_UNAVAILABLE,
+    StoreUnavailableError: HTTPStatus.SERVICE_UNAVAILABLE,
     CancelledJobError: HTTPStatus.CONFLICT,
     DeadlineError: HTTPStatus.GATEWAY_TIMEOUT,
     UnknownJobError: HTTPStatus.NOT_FOUND,
@@ -95,6 +99,9 @@ class Fault:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
+Renderer = Callable[[Request, Fault], Response]
+
+
 @dataclass(frozen=True, slots=True)
 class Dialect:
     """How a dialect tells faults.
@@ -105,7 +112,7 @@ class Dialect:
         media_type: Of that body.
     """
 
-    render: Callable[[Request, Fault], Response]
+    render: Renderer
     error: type[BaseModel]
     media_type: str = "application/json"
 
@@ -132,35 +139,40 @@ def fault_of(error: Exception, reference: str | None = None) -> Fault:
     headers, waiting = {} if lasting else _retry(status), None
     if isinstance(error, QueueFullError):
         waiting = error.waiting
-        if error.retry_after_s is not None:
-            headers = {"Retry-After": str(max(1, math.ceil(error.retry_after_s)))}
+    if isinstance(error, QueueFullError | QuotaError) and error.retry_after_s is not None:
+        headers = {"Retry-After": str(max(1, math.ceil(error.retry_after_s)))}
     detail = f"{error}; it stays so until the service's operator mends it" if lasting else str(error)
     return Fault(status, detail, places, queue_position=waiting, headers=headers)
 
 
 def dialect_of(path: str, native: Dialect, dialects: Mapping[str, Dialect]) -> Dialect:
-    """The dialect of a path; see :func:`install`."""
+    """The dialect of a path; see :func:`by_path`."""
     found = [prefix for prefix in dialects if path == prefix or path.startswith(f"{prefix}/")]
     return dialects[max(found, key=len)] if found else native
 
 
-def install(
-    app: FastAPI,
-    native: Dialect,
-    dialects: Mapping[str, Dialect],
-    methods: Callable[[Request], Sequence[str]] = lambda _: (),
-) -> None:
-    """Let the app answer every exception as the dialect of the path does.
+def by_path(native: Dialect, dialects: Mapping[str, Dialect]) -> Renderer:
+    """Renders a fault in the dialect of the request's path.
 
     Args:
-        app: The application.
         native: The dialect of paths that are no other's.
         dialects: The first part of a dialect's paths → the dialect.
-        methods: Those that the resource of a request has.
     """
 
     def rendered(request: Request, fault: Fault) -> Response:
         return dialect_of(request.url.path, native, dialects).render(request, fault)
+
+    return rendered
+
+
+def install(app: FastAPI, rendered: Renderer, methods: Callable[[Request], Sequence[str]] = lambda _: ()) -> None:
+    """Let the app answer every exception.
+
+    Args:
+        app: The application.
+        rendered: How a fault is told.
+        methods: Those that the resource of a request has.
+    """
 
     async def known(request: Request, error: Exception) -> Response:
         return rendered(request, fault_of(error))

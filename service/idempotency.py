@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from service.engine.job import Phase
 from service.registry import Record, Registry
 
+Session = tuple[str, str | None]
+"""A caller, and the label of one of its clients."""
+
 
 class IdempotencyError(Exception):
     """A key that stands for another request, or for one that is not yet taken in."""
@@ -27,7 +30,7 @@ class Claim:
 
 
 class IdempotencyKeys:
-    """(caller, key) → job, for as long as the job can be asked for. For the event loop's thread alone.
+    """(session, key) → job, for as long as the job can be asked for. For the event loop's thread alone.
 
     The key of a job that failed or was cancelled is free again: who sends it once more wants the picture.
 
@@ -40,14 +43,14 @@ class IdempotencyKeys:
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
-        self._claims: dict[tuple[str, str], Claim] = {}
+        self._claims: dict[tuple[Session, str], Claim] = {}
 
     @contextlib.contextmanager
-    def claim(self, caller: str, key: str, asked: str) -> Iterator[Claim]:
+    def claim(self, session: Session, key: str, asked: str) -> Iterator[Claim]:
         """The claim of a key, new or with its job; a new one that is left without a job is given up.
 
         Args:
-            caller: Who sends it: callers do not share keys.
+            session: Who sends it, and the label of the client: sessions do not share keys.
             key: As it was sent.
             asked: All that the request asks for.
 
@@ -55,7 +58,7 @@ class IdempotencyKeys:
             IdempotencyError: The key stands for something else, or its first request is not yet taken in.
         """
         self._forget()
-        name, digest = (caller, key), hashlib.sha256(asked.encode()).hexdigest()
+        name, digest = (session, key), hashlib.sha256(asked.encode()).hexdigest()
         claim = self._claims.get(name)
         if claim is not None and claim.digest != digest:
             raise IdempotencyError(f"the Idempotency-Key {key!r} came with another request before; take a new one")

@@ -14,11 +14,13 @@ from pipelines.composition import lead, leaves
 from pipelines.errors import InvalidInputError
 from pipelines.params import SamplingParams
 from pipelines.plan import Plan, make_plan
+from service.callers import Caller
 from service.engine.job import Ask, Job, Source
 from service.expressions import Written
 from service.logs import about_job
 from service.metadata import Origin, digest
 from service.pictures import ImageFormat, decode_picture, picture_file
+from service.quotas import pixel_steps
 from service.registry import Record
 from service.services import Services
 from service.settings import Settings
@@ -65,14 +67,15 @@ class Order:
     known: Known | None = None
 
 
-async def take(order: Order, services: Services) -> Job:
+async def take(order: Order, services: Services, caller: Caller) -> Job:
     """Refuse what cannot be answered, and queue the rest; nothing is computed before all is checked.
 
     Raises:
         InvalidInputError: What is asked for has no meaning, or is more than this service does for one request.
         IncompatibleModelsError: The models cannot be composed.
         ModelLoadError: A model cannot be loaded.
-        QueueFullError: There is no place.
+        QueueFullError: There is no place, or the caller has as many jobs as it may.
+        QuotaError: The caller has used what it may for now.
     """
     # Taken once: a reload may put another in its place while the models are being loaded.
     expression, settings, catalog = order.written.expression, services.settings, services.catalog
@@ -87,12 +90,18 @@ async def take(order: Order, services: Services) -> Job:
             retrace = source is not None and source.retrace
             plan = make_plan(expression, params, cards, on_canvas=source is not None, retrace=retrace)
             check_bounds(plan, order.ask, settings)
-        return services.engine.submit(plan, order.ask, source, catalog)
+        cost = pixel_steps(plan)
+        services.quotas.check_pixel_steps(caller, cost)
+        ask = replace(order.ask, caller_jobs=caller.allowance.concurrent_jobs)
+        job = services.engine.submit(plan, ask, source, catalog)
+        services.quotas.count_pixel_steps(caller, cost)
+        return job
 
 
 async def accept(
     order: Order,
     services: Services,
+    caller: Caller,
     image_format: ImageFormat = ImageFormat.PNG,
     *,
     by_url: bool = False,
@@ -104,6 +113,7 @@ async def accept(
     Args:
         order: What is asked for.
         services: The application's parts.
+        caller: Who asks.
         image_format: In which its pictures are wanted.
         by_url: Whether answers hold the pictures' addresses instead of the pictures.
         quality: Of the pictures' encoding; None for the service's own.
@@ -111,7 +121,7 @@ async def accept(
     """
     drawn_on = None if order.known is None or order.known.retrace else order.known
     origin = None if drawn_on is None else await asyncio.to_thread(origin_of, drawn_on)
-    record = Record(await take(order, services), image_format, by_url, quality, task, origin)
+    record = Record(await take(order, services, caller), image_format, by_url, quality, task, origin, caller.label)
     services.registry.add(record)
     _say(record.job, services.settings)
     return record

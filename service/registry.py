@@ -25,6 +25,7 @@ class Record:
         quality: Of the pictures' encoding, as :func:`service.pictures.encode_picture` has it.
         task: What its caller calls the job, in a dialect in which callers name their jobs; None in others.
         origin: The picture that the job began from, if there is one.
+        label: How its client groups its jobs, if it does.
     """
 
     job: Job
@@ -33,12 +34,13 @@ class Record:
     quality: int | None = None
     task: str | None = None
     origin: Origin | None = None
+    label: str | None = None
 
 
 class Registry:
     """Id → record. Finished jobs are kept for a time and up to a size; those that are not over are never forgotten.
 
-    An id cannot be guessed, so whoever knows it may ask for the job and cancel it; only lists are by caller.
+    A job is its caller's alone: to others it is as if there were none of its id.
 
     Args:
         keep_s: How long a finished job can be asked for.
@@ -59,12 +61,12 @@ class Registry:
             self._records[record.job.id] = record
         self.forget()
 
-    def get(self, job_id: str) -> Record:
-        """The record of an id; :class:`UnknownJobError` where there is none."""
+    def get(self, job_id: str, caller: str) -> Record:
+        """The record of a caller's job by its id; :class:`UnknownJobError` where the caller has none of it."""
         self.forget()
         with self._lock:
             record = self._records.get(job_id)
-        if record is None:
+        if record is None or record.job.caller != caller:
             raise UnknownJobError(f"no job {job_id!r}; finished jobs are kept for {self._keep_s:g} s")
         return record
 
@@ -79,6 +81,10 @@ class Registry:
         self.forget()
         with self._lock:
             return [record for record in reversed(self._records.values()) if record.job.caller == caller]
+
+    def of_session(self, caller: str, label: str | None) -> list[Record]:
+        """The caller's jobs that have the label, or have none if it is None; newest first."""
+        return [record for record in self.of(caller) if record.label == label]
 
     def forget(self) -> None:
         """Drop the finished jobs that are too old, and the longest finished where all together are too large."""

@@ -15,8 +15,11 @@ from starlette.exceptions import HTTPException
 
 from pipelines.catalog import Catalog
 from pipelines.model import Model
+from service.callbacks import Callbacks
 from service.engine.engine import Engine
 from service.idempotency import IdempotencyKeys
+from service.keyring import Keyring
+from service.quotas import Quotas
 from service.registry import Registry
 from service.settings import Settings
 
@@ -36,6 +39,9 @@ class Services:
         engine: What runs the jobs.
         registry: The jobs by id.
         keys: The jobs by the key that their request came with.
+        keyring: Who asks.
+        callbacks: Who is told when a job is over.
+        quotas: How much callers have left.
         ready: Set when the models that are to be ready are loaded, or cannot be.
         created: When the service was built, in Unix time.
         plotting: Held while a figure is drawn: one at a time.
@@ -48,6 +54,9 @@ class Services:
     engine: Engine
     registry: Registry
     keys: IdempotencyKeys
+    keyring: Keyring
+    callbacks: Callbacks
+    quotas: Quotas = field(default_factory=Quotas)
     ready: asyncio.Event = field(default_factory=asyncio.Event)
     created: int = field(default_factory=lambda: int(time.time()))
     plotting: asyncio.Lock = field(default_factory=asyncio.Lock)

@@ -1,13 +1,35 @@
 """What an operator sets: environment variables with the prefix SUPERDIFF_, or the command line."""
 
+import base64
+import binascii
+import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Final, Self
 
-from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.logs import LogFormat, LogLevel
 from service.strict_json import Bounds
+
+SECRET_PREFIX: Final = "whsec_"  # noqa: S105
+"""How secrets of callbacks begin."""
+_ORIGIN: Final = re.compile(r"https?://[a-z0-9.\-]+(:[0-9]{1,5})?|https?://\[[0-9a-f:.]+\](:[0-9]{1,5})?")
+MEMORY: Final = "memory:"
+"""The address of a store that ends with the process."""
+
+
+def _listed(value: Any) -> Any:
+    """A list as the environment has it: a, b, c."""
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+def _is_secret(text: str) -> bool:
+    try:
+        key = base64.b64decode(text.removeprefix(SECRET_PREFIX), validate=True)
+    except binascii.Error:
+        return False
+    return text.startswith(SECRET_PREFIX) and 24 <= len(key) <= 64
 
 
 class Settings(BaseSettings):
@@ -16,6 +38,41 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="SUPERDIFF_", extra="ignore", frozen=True)
 
     host: Annotated[str, Field(description="Address to listen on.")] = "127.0.0.1"
+    require_keys: Annotated[bool, Field(description="Answer nobody without an API key, on loopback too.")] = False
+    allow_anyone: Annotated[
+        bool, Field(description="Answer everyone without an API key, also where other machines reach the service.")
+    ] = False
+    state: Annotated[Path, Field(description="Folder of what outlives the process, where nothing else is said.")] = (
+        Path("~/.local/state/superdiff")
+    )
+    database: Annotated[
+        str,
+        Field(description="Where API keys are: sqlite:///FILE, postgresql://… or memory:; none for a file in state."),
+    ] = ""
+    trusted_proxies: Annotated[
+        list[str], NoDecode, BeforeValidator(_listed), Field(description="Addresses whose X-Forwarded-For is believed.")
+    ] = []
+    cors_origins: Annotated[
+        list[str],
+        NoDecode,
+        BeforeValidator(_listed),
+        Field(description="Origins whose pages may ask: https://HOST, or *; none for no page but the service's own."),
+    ] = []
+    cors_credentials: Annotated[bool, Field(description="Let those pages send cookies and remembered passwords.")] = (
+        False
+    )
+    callback_hosts: Annotated[
+        list[str],
+        NoDecode,
+        BeforeValidator(_listed),
+        Field(description="Hosts that may be called back, HOST or HOST:PORT; none for nobody."),
+    ] = []
+    callback_secret: Annotated[
+        SecretStr, Field(description="Signs callbacks: whsec_ and 24 to 64 random bytes in base64.")
+    ] = SecretStr("")
+    callback_private: Annotated[
+        bool, Field(description="Call back hosts of private networks too, and by plain HTTP.")
+    ] = False
     port: Annotated[int, Field(ge=0, le=65535, description="Port to listen on; 0 for any free one.")] = 8000
     catalog: Annotated[
         Path | None,
@@ -108,6 +165,33 @@ class Settings(BaseSettings):
     log_level: Annotated[LogLevel, Field(description="The least important lines that are written.")] = LogLevel.INFO
     log_prompts: Annotated[bool, Field(description="Write what jobs compose to the log.")] = False
     grace_s: Annotated[float, Field(ge=0, description="Seconds that running jobs get at shutdown.")] = 30.0
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_origins(cls, value: list[str]) -> list[str]:
+        for origin in value:
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                raise ValueError(
+                    f"an origin is http://HOST or https://HOST, with a port or without, or *; not {origin!r}"
+                )
+        return value
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if self.require_keys and self.allow_anyone:
+            raise ValueError("require_keys and allow_anyone exclude one another; set one of them")
+        if self.cors_credentials and "*" in self.cors_origins:
+            detail = "cors_origins may not be * where cors_credentials is set: any page could act for who is logged in"
+            raise ValueError(f"{detail}; name the origins")
+        if self.callback_hosts and not _is_secret(self.callback_secret.get_secret_value()):
+            detail = "callback_hosts needs callback_secret: whsec_ and 24 to 64 random bytes in base64"
+            raise ValueError(f"{detail}; echo whsec_$(openssl rand -base64 32) makes one")
+        return self
+
+    @property
+    def database_url(self) -> str:
+        """Where API keys are."""
+        return self.database or f"sqlite:///{self.state.expanduser() / 'jobs.sqlite'}"
 
     @property
     def json_bounds(self) -> Bounds:

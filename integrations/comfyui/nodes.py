@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import Any
 
 import torch
@@ -90,7 +91,7 @@ class SuperdiffCompose:
         body = _drawing(expression, seed, steps, guidance, negative_prompt)
         sides = {name: side for name, side in (("width", width), ("height", height)) if side}
         asked = {**body, **sides, "candidates": candidates, "num_images": num_images}
-        drawn = Client(url).draw(asked, watcher())
+        drawn = _client(url).draw(asked, watcher())
         return read_images(drawn.pictures), json.dumps(drawn.result, indent=2, ensure_ascii=False)
 
 
@@ -139,7 +140,7 @@ class SuperdiffInpaint:
             ServiceError: The service refuses, fails or cannot be reached.
             ValueError: The mask is black.
         """
-        client, tell, files = Client(url), watcher(), []
+        client, tell, files = _client(url), watcher(), []
         for i, (picture, painted) in enumerate(zip(image, write_masks(mask, image))):
             body = _drawing(expression, (seed + i) % SEED_LIMIT, steps, guidance, negative_prompt)
             known = {"image": write_image(picture), "mask": painted, "strength": strength}
@@ -174,7 +175,7 @@ class SuperdiffDensity:
         Raises:
             ServiceError: The service refuses, fails or cannot be reached.
         """
-        client = Client(url)
+        client = _client(url)
         lines, posteriors, densities = [], [], []
         for i, picture in enumerate(image):
             body = {"expression": expression, "seed": seed, "draws": draws, "image": write_image(picture)}
@@ -187,6 +188,11 @@ class SuperdiffDensity:
                 posteriors.append(found["posterior"])
                 densities.append(found["log_density"])
         return "\n".join(lines), posteriors, densities
+
+
+def _client(url: str) -> Client:
+    """The service, with the key of the environment: what stands in a node is saved in workflows and pictures."""
+    return Client(url, os.environ.get("SUPERDIFF_KEY", ""))
 
 
 def _drawing(expression: str, seed: int, steps: int, guidance: float, negative_prompt: str) -> dict[str, Any]:

@@ -1,24 +1,34 @@
-"""Who asks: callers are served in turn, and lists show their own jobs only."""
+"""Who asks, for the routes: the gate has found the caller, and the client may add a label."""
 
 import hashlib
-from typing import Annotated
+from dataclasses import replace
+from typing import Annotated, Final
 
-from fastapi import Depends, Header, Request
+from fastapi import Depends, Header, Request, Security
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+
+from service.callers import Caller
+
+_LABEL: Final = "Groups the caller's jobs in lists and keeps Idempotency-Keys apart; of no effect on limits and turns."
 
 
 def caller(
     request: Request,
-    authorization: Annotated[str | None, Header(description="A key; never stored, only told apart.")] = None,
-    x_client_id: Annotated[str | None, Header(max_length=200, description="A name of the client's choice.")] = None,
-) -> str:
-    """The key's digest, else the client's name for itself, else its address."""
-    who = f"address:{request.client.host}" if request.client else "unknown"
-    if authorization is not None:
-        who = "key:" + hashlib.sha256(authorization.encode()).hexdigest()
-    elif x_client_id is not None:
-        who = f"client:{x_client_id}"
-    request.state.caller = who  # for the line of the access log
-    return who
+    # Only for the OpenAPI document: the gate has checked the key.
+    _: Annotated[
+        HTTPAuthorizationCredentials | None,
+        Security(HTTPBearer(auto_error=False, scheme_name="API key", description="Where the service asks for one.")),
+    ],
+    x_client_id: Annotated[str | None, Header(max_length=200, description=_LABEL)] = None,
+) -> Caller:
+    """The caller, with its label: X-Client-Id, else the digest of an Authorization header that nobody has checked."""
+    found: Caller = request.state.caller
+    if x_client_id is not None:
+        return replace(found, label=x_client_id)
+    authorization = request.headers.get("authorization")
+    if authorization is None or request.app.state.services.keyring.asks:
+        return found
+    return replace(found, label="key:" + hashlib.sha256(authorization.encode()).hexdigest())
 
 
-CallerDep = Annotated[str, Depends(caller)]
+CallerDep = Annotated[Caller, Depends(caller)]

@@ -5,6 +5,7 @@ from typing import Annotated
 
 from fastapi import Header
 
+from service.callers import Caller
 from service.registry import Record
 from service.services import Services
 
@@ -20,7 +21,11 @@ IdempotencyKey = Annotated[
 
 
 async def claimed(
-    key: str | None, asked: Callable[[], str], caller: str, services: Services, submit: Callable[[], Awaitable[Record]]
+    key: str | None,
+    asked: Callable[[], str],
+    caller: Caller,
+    services: Services,
+    submit: Callable[[], Awaitable[Record]],
 ) -> Record:
     """The job that the key stands for; a new one where it stands for none, or where there is no key.
 
@@ -36,7 +41,7 @@ async def claimed(
     """
     if key is None:
         return await submit()
-    with services.keys.claim(caller, key, asked()) as claim:
+    with services.keys.claim(caller.session, key, asked()) as claim:
         if claim.record is None:
             claim.record = await submit()
         return claim.record

@@ -3,18 +3,22 @@
 import asyncio
 import json
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 from typing import Annotated, Final
 
+import httpx
 from fastapi import Depends, Header, Request, Response
 from fastapi.responses import JSONResponse
 from sse_starlette import EventSourceResponse
 from starlette.exceptions import HTTPException
 
+from pipelines.errors import InvalidInputError
 from service.api.accept import EVENT_STREAM, JSON, asynchronous, joined, preferred
 from service.api.answers import answer, drawn, events, job_info, job_path
 from service.api.claims import IdempotencyKey, claimed
-from service.api.waiting import abandoned, await_outcome, until_left
+from service.api.waiting import abandoned, await_outcome, until_left, when_over
+from service.callers import Caller
 from service.engine.job import Outcome
 from service.files import encoded
 from service.orders import accept
@@ -23,7 +27,7 @@ from service.registry import Record
 from service.schemas.requests import Asking, Drawing
 from service.services import Services
 
-STATUSES: Final = (400, 404, 406, 409, 413, 415, 422, 429, 500, 503, 504)
+STATUSES: Final = (400, 401, 403, 404, 406, 409, 413, 415, 422, 429, 500, 503, 504)
 """The faults of a request that makes a job."""
 
 
@@ -61,13 +65,18 @@ def wishes(
 WishesDep = Annotated[Wishes, Depends(wishes)]
 
 
-async def deliver(body: Asking, request: Request, services: Services, caller: str, wanted: Wishes) -> Response:
+async def deliver(body: Asking, request: Request, services: Services, caller: Caller, wanted: Wishes) -> Response:
     """Queue a request, or find the job that its key stands for, and answer as the client wishes."""
     form = _form(body, wanted)
+    callback = _callback(body, services, wanted)
 
     async def take_in() -> Record:
-        order = await asyncio.to_thread(body.order, services.catalog.names, caller, services.settings.max_timeout_s)
-        return await accept(order, services, body.pictured or ImageFormat.PNG, by_url=body.by_url)
+        order = await asyncio.to_thread(body.order, services.catalog.names, caller.id, services.settings.max_timeout_s)
+        record = await accept(order, services, caller, body.pictured or ImageFormat.PNG, by_url=body.by_url)
+        if callback is not None:
+            told = partial(_document, record)
+            services.callbacks.send_when(when_over(record.job), f"job_{record.job.id}", callback, told)
+        return record
 
     def asked() -> str:
         return f"{request.url.path} {body.model_dump_json()}"
@@ -77,6 +86,21 @@ async def deliver(body: Asking, request: Request, services: Services, caller: st
     response.headers["X-Superdiff-Id"] = record.job.id
     response.headers["Location"] = job_path(record.job)
     return response
+
+
+def _callback(body: Asking, services: Services, wanted: Wishes) -> httpx.URL | None:
+    """Who is to be told when the job is over."""
+    if body.callback_url is None:
+        return None
+    if not wanted.at_once:
+        detail = "callback_url is for asynchronous requests: send Prefer: respond-async"
+        raise InvalidInputError(detail, field=("callback_url",))
+    return services.callbacks.checked(body.callback_url)
+
+
+def _document(record: Record) -> bytes:
+    """The job's document."""
+    return job_info(record, {}).model_dump_json().encode()
 
 
 def _form(body: Asking, wanted: Wishes) -> str:

@@ -39,22 +39,23 @@ _IMAGES: Final[dict[int | str, dict[str, Any]]] = {
 async def list_jobs(
     services: ServicesDep, caller: CallerDep, limit: Annotated[int, Query(ge=1, le=1000)] = 100
 ) -> JobList:
-    """The caller's newest jobs, newest first; finished ones are kept for a while."""
+    """The caller's newest jobs, newest first; with X-Client-Id, those alone that were sent with the same."""
     positions = services.engine.positions()
-    records = services.registry.of(caller)[:limit]
-    return JobList(data=[job_info(record, positions, with_result=False) for record in records])
+    registry, label = services.registry, caller.label
+    records = registry.of(caller.id) if label is None else registry.of_session(caller.id, label)
+    return JobList(data=[job_info(record, positions, with_result=False) for record in records[:limit]])
 
 
 @router.get("/{job_id}")
-async def get_job(job_id: JobId, services: ServicesDep) -> JobInfo:
+async def get_job(job_id: JobId, services: ServicesDep, caller: CallerDep) -> JobInfo:
     """A job as it stands."""
-    return job_info(services.registry.get(job_id), services.engine.positions())
+    return job_info(services.registry.get(job_id, caller.id), services.engine.positions())
 
 
 @router.delete("/{job_id}")
-async def cancel_job(job_id: JobId, services: ServicesDep) -> JobInfo:
+async def cancel_job(job_id: JobId, services: ServicesDep, caller: CallerDep) -> JobInfo:
     """Cancel a job and tell how it ended: cancelled, or what it had come to before. Any number of times."""
-    record = services.registry.get(job_id)
+    record = services.registry.get(job_id, caller.id)
     services.engine.cancel(record.job)
     await when_over(record.job)
     return job_info(record, services.engine.positions())
@@ -64,13 +65,14 @@ async def cancel_job(job_id: JobId, services: ServicesDep) -> JobInfo:
 async def job_events(
     job_id: JobId,
     services: ServicesDep,
+    caller: CallerDep,
     last_event_id: Annotated[str | None, Header(max_length=20, description="Go on after this event.")] = None,
 ) -> EventSourceResponse:
     """Server-sent events: queued, progress, preview, then completed, failed or cancelled.
 
     A slow reader sees the newest progress and misses older; the last event is never missed.
     """
-    record = services.registry.get(job_id)
+    record = services.registry.get(job_id, caller.id)
     after = int(last_event_id) if last_event_id is not None and last_event_id.isdecimal() else 0
     return EventSourceResponse(events(record, after), shutdown_grace_period=services.settings.stream_grace_s)
 
@@ -80,10 +82,11 @@ async def job_image(
     job_id: JobId,
     index: Annotated[int, Path(ge=0)],
     services: ServicesDep,
+    caller: CallerDep,
     image_format: Annotated[ImageFormat | None, Query(alias="format", description="None for the request's.")] = None,
 ) -> Response:
     """A picture of a completed job."""
-    record = services.registry.get(job_id)
+    record = services.registry.get(job_id, caller.id)
     outcome = drawn_outcome(record.job, "images")
     if index >= len(outcome.pictures):
         raise HTTPException(HTTPStatus.NOT_FOUND, f"this job has {len(outcome.pictures)} images; the first is 0")
@@ -102,12 +105,13 @@ async def job_lift_map(
     index: Annotated[int, Path(ge=0, description="Which image.")],
     component: Annotated[int, Path(ge=0, description="Which component, in the answer's order; the first is 0.")],
     services: ServicesDep,
+    caller: CallerDep,
 ) -> Response:
     """Where in a picture a component is explained, for a request with include_lift_maps.
 
     Red is above 0, blue below; `X-Superdiff-Scale` tells how many nats a cell in full colour has.
     """
-    record = services.registry.get(job_id)
+    record = services.registry.get(job_id, caller.id)
     outcome = drawn_outcome(record.job, "lift maps")
     if not record.job.ask.keep_lift_maps:
         raise HTTPException(HTTPStatus.CONFLICT, "this job kept no lift maps; ask for them with include_lift_maps")

@@ -15,6 +15,7 @@ from pipelines.composition import leaves
 from service.api.accept import JSON, joined, liked_best
 from service.api.answers import drawn_outcome, trajectory_point
 from service.api.bodies import Route
+from service.api.caller import CallerDep
 from service.api.jobs import JobId
 from service.api.problem import Problem
 from service.engine.job import Job, Point
@@ -64,6 +65,7 @@ _COLUMNS: Final = (
 async def job_trajectory(
     job_id: JobId,
     services: ServicesDep,
+    caller: CallerDep,
     accept: Annotated[
         list[str] | None, Header(description=f"{', '.join(_MEDIA_TYPES)}; `format` goes before it.")
     ] = None,
@@ -77,7 +79,7 @@ async def job_trajectory(
     log-density less the components' mean, the gap between the largest and the smallest, and the effective sample size
     where there are particles.
     """
-    job = services.registry.get(job_id).job
+    job = services.registry.get(job_id, caller.id).job
     points = drawn_outcome(job, "trajectory").trajectory
     if not job.ask.keep_trajectory:
         detail = "this job kept no trajectory; ask for one with include_trajectory"

@@ -112,7 +112,9 @@ def read_settings(**given: Any) -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(map(str, first["loc"]))
-        told = f"SUPERDIFF_{name.upper()}: {first['msg']}, got {first['input']!r}"
+        reason = first["msg"].removeprefix("Value error, ")
+        # What concerns several settings names them itself.
+        told = f"SUPERDIFF_{name.upper()}: {reason}, got {first['input']!r}" if name else f"settings: {reason}"
         raise InvalidInputError(told, field=(name,)) from error
 
 

@@ -13,16 +13,20 @@ from pipelines.errors import PipelineError
 from service.api.answers import events
 from service.api.problem import problem
 from service.app import build_engine
+from service.callbacks import Callbacks
+from service.callers import Caller
 from service.commands.common import refused
 from service.commands.session import Told
 from service.faults import fault_of, fields_at_fault
 from service.idempotency import IdempotencyKeys
+from service.keyring import Keyring
 from service.orders import accept
 from service.pictures import ImageFormat
 from service.registry import Record, Registry
 from service.schemas.requests import Asking, DensityRequest, SuperposeRequest
 from service.services import Services
-from service.settings import Settings
+from service.settings import MEMORY, Settings
+from service.store.keys import open_keys
 
 _KINDS: Final[Mapping[str, type[Asking]]] = {"/v1/superpose": SuperposeRequest, "/v1/density": DensityRequest}
 # What bounds strangers' requests does not bound those of whoever owns the machine.
@@ -42,8 +46,15 @@ class LocalSession:
         free = dict.fromkeys(_BOUNDS, _NO_BOUND) | {"max_timeout_s": float("inf")}
         settings = settings.model_copy(update=free)
         registry = Registry(settings.keep_s, settings.keep_bytes)
+        engine = build_engine(settings, catalog)
         self._services = Services(
-            settings, catalog, build_engine(settings, catalog), registry, IdempotencyKeys(registry)
+            settings,
+            catalog,
+            engine,
+            registry,
+            IdempotencyKeys(registry),
+            Keyring(lambda: open_keys(MEMORY)),
+            Callbacks((), "", private=False, metrics=engine.metrics),
         )
         self._runner = asyncio.Runner()
         self._records: dict[str, Record] = {}
@@ -92,4 +103,4 @@ class LocalSession:
     async def _take_in(self, request: Asking) -> Record:
         services = self._services
         order = request.order(services.catalog.names, "", services.settings.max_timeout_s)
-        return await accept(order, services, request.pictured or ImageFormat.PNG, by_url=request.by_url)
+        return await accept(order, services, Caller(""), request.pictured or ImageFormat.PNG, by_url=request.by_url)

@@ -14,6 +14,7 @@ import typer
 from pipelines.errors import CatalogError
 from pipelines.importing import collector_paused
 from service.commands.common import CatalogOption, CommandError, DeviceOption, catalog_path, quiet, read_settings, told
+from service.commands.keys import check_keys
 from service.logs import LogFormat, set_up
 
 _LOG: Final = logging.getLogger(__name__)
@@ -28,6 +29,10 @@ def serve(
     port: Annotated[int | None, typer.Option(help="Port to listen on.  [SUPERDIFF_PORT]", min=0, max=65535)] = None,
     catalog: CatalogOption = None,
     device: DeviceOption = None,
+    allow_anyone: Annotated[
+        bool | None,
+        typer.Option("--allow-anyone", help="Answer everyone without an API key.  [SUPERDIFF_ALLOW_ANYONE]"),
+    ] = None,
     fast: Annotated[
         bool | None, typer.Option("--fast", help="Use bfloat16 and channels last; pictures differ slightly.")
     ] = None,
@@ -46,6 +51,7 @@ def serve(
         "device": device,
         "fast": fast,
         "log_format": log_format,
+        "allow_anyone": allow_anyone,
     }
     with told():
         settings = read_settings(**{key: value for key, value in given.items() if value is not None})
@@ -53,6 +59,8 @@ def serve(
     set_up(settings.log_format, settings.log_level)
     bound_spinning(os.environ)
     quiet()
+    with told():
+        check_keys(settings)
     with collector_paused():
         import uvicorn
 
@@ -104,6 +112,9 @@ def serve(
         timeout_graceful_shutdown=_LAST_ANSWERS_S,
         log_config=None,
         access_log=False,
+        # Unless a proxy is trusted, X-Forwarded-For is any client's word for its address.
+        proxy_headers=bool(settings.trusted_proxies),
+        forwarded_allow_ips=settings.trusted_proxies,
         **server_options(settings),
     )
     Server(config).run()

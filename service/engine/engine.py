@@ -20,7 +20,6 @@ from service.engine.scheduler import Limits, QueueFullError, Scheduler
 from service.logs import about
 
 _LOG: Final = logging.getLogger(__name__)
-_RATE_MEMORY: Final = 0.9
 _DECODE_BACKLOG: Final = 4
 _GIVE_BACK_EVERY_S: Final = 1.0
 
@@ -62,8 +61,6 @@ class Engine:
         self._finished: list[Job] = []
         # Model → seconds of the device that it has had: disjoint sets of models take turns by it.
         self._served: dict[str, float] = {}
-        # Network rows a second, smoothed; 0 until something was measured.
-        self._rate = 0.0
         # When freed memory was last given back, and whether nothing was done since.
         self._gave_back, self._tidy = time.monotonic(), True
         self._deadlines = Deadlines(lock, self._present)
@@ -148,11 +145,10 @@ class Engine:
             # A model that there is not is refused here, before the job has a place in the queue.
             self._executor.hold(job)
             try:
-                self._scheduler.submit(job)
-            except QueueFullError as error:
+                self._scheduler.submit(job, job.ask.caller_jobs)
+            except QueueFullError:
                 self._executor.release(job, unload=False)
                 self.metrics.refused.inc()
-                error.retry_after_s = self._next_departure()
                 raise
             self._tell_positions(time.monotonic())
             self._wake.notify_all()
@@ -178,13 +174,6 @@ class Engine:
         """Tell the waiting jobs' listeners where they stand; publishing never waits, so the lock may be held."""
         for place, job in enumerate(self._scheduler.order(now)):
             job.channel.publish("queued", place)
-
-    def _next_departure(self) -> float | None:
-        """Seconds until, on average, the next job leaves, by the measured rate; None before anything was measured."""
-        jobs = [*self._scheduler.waiting, *self._scheduler.running]
-        if not self._rate or not jobs:
-            return None
-        return sum(job.work for job in jobs) / self._rate / len(jobs)
 
     def _run(self) -> None:
         try:
@@ -217,6 +206,7 @@ class Engine:
             running = list(self._scheduler.running)
             if admitted or dropped:
                 self._tell_positions(now)
+        began, busy, rows = self._stopwatch(), bool(running or self._finished), 0
         try:
             for job in dropped:
                 told = CancelledJobError("the job was cancelled") if job.cancelled else DeadlineError(late(job))
@@ -224,7 +214,7 @@ class Engine:
             for job in admitted:
                 self._guarded(self._executor.start, job)
                 self.metrics.wait_seconds.observe(job.started - job.submitted)
-            self._advance_next([job for job in running if not (job.over or job.stepped)])
+            rows = self._advance_next([job for job in running if not (job.over or job.stepped)])
             self._collect(running)
             self._decode()
         except Exception as error:
@@ -235,6 +225,9 @@ class Engine:
                 self._finished.clear()
             for job in caught:
                 self._end(job, error)
+        if busy:
+            with self._wake:
+                self._scheduler.worked(rows, self._stopwatch() - began)
         self._observe()
         self._tidy = False
         if now - self._gave_back >= _GIVE_BACK_EVERY_S:
@@ -260,15 +253,15 @@ class Engine:
         self._finished = [job for job in self._finished if job not in gone]
         return gone
 
-    def _advance_next(self, jobs: Sequence[Job]) -> None:
-        """Step the jobs of those models whose turn it is.
+    def _advance_next(self, jobs: Sequence[Job]) -> int:
+        """Step the jobs of those models whose turn it is; returns their rows.
 
         Jobs that share models, directly or through others, step together. Sets of models with nothing in common take
         turns by the device time that they have had, so that a small model does not wait for a large one's every step.
         """
         groups = connected(jobs)
         if not groups:
-            return
+            return 0
         # Only models that have work now are compared. One that comes new or comes back starts level with the others,
         # not with a claim to all the time that it was away.
         active = {model for models, _ in groups for model in models}
@@ -286,11 +279,10 @@ class Engine:
                 self._scheduler.took(group, took)
         for model in models:
             self._served[model] += took
-        rate = rows / max(took, 1e-9)
-        self._rate = _RATE_MEMORY * self._rate + (1 - _RATE_MEMORY) * rate if self._rate else rate
         self.metrics.steps.inc()
         self.metrics.batch_rows.observe(rows)
         self.metrics.step_seconds.observe(took)
+        return rows
 
     def _advance(self, jobs: Sequence[Job]) -> bool:
         """Step all jobs together; where that fails, each alone, so that only the one at fault is lost.

@@ -146,6 +146,7 @@ class Ask:
         keep_lift_maps: Whether to keep the lift of every cell.
         preview_every: Every how many steps to show a preview to listeners; 0 for never.
         previews: Instead, at most how many previews to show, evenly spread over the steps.
+        caller_jobs: Jobs that its caller may have waiting and running; None for as many as the engine allows everyone.
     """
 
     caller: str = ""
@@ -155,6 +156,7 @@ class Ask:
     keep_lift_maps: bool = False
     preview_every: int = 0
     previews: int = 0
+    caller_jobs: int | None = None
 
 
 @dataclass(eq=False, slots=True)

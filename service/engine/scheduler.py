@@ -6,34 +6,25 @@ every ``ageing_s`` seconds, so that low ones cannot either. A job that fits wait
 would make somebody late who runs (:mod:`service.engine.pace`).
 """
 
-import heapq
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, Generic, Protocol, TypeVar
 
 from service.engine.pace import Pace, Paced
+from service.engine.turns import Waiting, in_turn, rank
+from service.engine.waitlist import Load, Room, Throughput, Waitlist
 
 HIGHEST_PRIORITY: Final = 9
 DEFAULT_PRIORITY: Final = 5
 
 
-class Runnable(Paced, Protocol):
+class Runnable(Paced, Waiting, Protocol):
     """What the scheduler knows of a job."""
 
     @property
     def rows(self) -> int:
         """Network rows at every step."""
-        ...
-
-    @property
-    def caller(self) -> str:
-        """Who asked."""
-        ...
-
-    @property
-    def submitted(self) -> float:
-        """When it came, in seconds."""
         ...
 
     @property
@@ -84,7 +75,7 @@ class QueueFullError(Exception):
 
     Attributes:
         waiting: How many jobs wait: the position that the job would have had.
-        retry_after_s: When to come again, if the engine could tell.
+        retry_after_s: When to come again: a place is kept from then on, for a while.
     """
 
     def __init__(self, detail: str, waiting: int, retry_after_s: float | None = None) -> None:
@@ -107,6 +98,8 @@ class Scheduler(Generic[J]):
         # Caller → when it was last served, as a count of admissions.
         self._served: dict[str, int] = {}
         self._admissions = 0
+        self._waitlist = Waitlist()
+        self._throughput = Throughput()
 
     @property
     def running(self) -> Sequence[J]:
@@ -118,39 +111,53 @@ class Scheduler(Generic[J]):
         """The jobs in the queue, in no order."""
         return [job for queue in self._waiting.values() for job in queue]
 
-    def submit(self, job: J) -> None:
-        """Queue a job; :class:`QueueFullError` where a bound would be passed."""
-        waiting = self.waiting
-        limits = self._limits
-        if len(waiting) >= limits.waiting_jobs:
+    def submit(self, job: J, caller_jobs: int | None = None) -> None:
+        """Queue a job; :class:`QueueFullError` where a bound would be passed.
+
+        Args:
+            job: The job.
+            caller_jobs: Jobs that its caller may have waiting and running; None for as many as anyone.
+        """
+        now, waiting, limits = job.submitted, self.waiting, self._limits
+        most = min(limits.caller_jobs, caller_jobs or limits.caller_jobs)
+        room = Room(limits.waiting_jobs, limits.waiting_rows, limits.waiting_bytes, limits.running_rows, most)
+        kept, due = self._waitlist.kept(now), self._waitlist.due(job.caller, now)
+        try:
+            self._check(job, waiting, room if due else room.without(kept, job.caller))
+        except QueueFullError as error:
+            running, ahead = map(_load, self._running), map(_load, self.order(now))
+            given = _load(job), due, list(running), list(ahead), room
+            error.retry_after_s = self._waitlist.refuse(*given, self._throughput.rate, now)
+            raise
+        self._waitlist.settle(job.caller)
+        self._due[job] = self._pace.due(job, first=not (waiting or self._running))
+        self._waiting.setdefault((job.priority, job.caller), deque()).append(job)
+
+    def _check(self, job: J, waiting: Sequence[J], room: Room) -> None:
+        """Refuse a job for which there is no room."""
+        if len(waiting) >= room.jobs:
             raise QueueFullError(f"{len(waiting)} jobs are waiting already; no more may", len(waiting))
         rows = sum(other.rows for other in waiting)
         # A job too large for an empty queue would never find a place: it may wait alone.
-        if waiting and rows + job.rows > limits.waiting_rows:
-            detail = (
-                f"{rows} network rows wait already, this job needs {job.rows} more, and {limits.waiting_rows} may wait"
-            )
+        if waiting and rows + job.rows > room.rows:
+            detail = f"{rows} network rows wait already, this job needs {job.rows} more, and {room.rows} may wait"
             raise QueueFullError(detail, len(waiting))
         held = sum(other.weight for other in waiting)
-        if waiting and job.weight and held + job.weight > limits.waiting_bytes:
-            detail = (
-                f"{held} bytes of pictures wait already, this job brings {job.weight}; {limits.waiting_bytes} may wait"
-            )
+        if waiting and job.weight and held + job.weight > room.weight:
+            detail = f"{held} bytes of pictures wait already, this job brings {job.weight}; {room.weight} may wait"
             raise QueueFullError(detail, len(waiting))
         own = sum(other.caller == job.caller for other in (*waiting, *self._running))
-        if own >= limits.caller_jobs:
-            raise QueueFullError(f"this caller has {own} jobs waiting or running; no more may be", len(waiting))
-        self._due[job] = self._pace.due(job, first=not (waiting or self._running))
-        self._waiting.setdefault((job.priority, job.caller), deque()).append(job)
+        if own >= room.caller_jobs:
+            detail = f"this caller has {own} jobs waiting or running, and {room.caller_jobs} are allowed at once"
+            raise QueueFullError(detail, len(waiting))
 
     def admit(self, now: float) -> list[J]:
         """Move the jobs that now fit from the queue to the running set, and return them."""
         admitted = []
         used = sum(job.rows for job in self._running)
         while self._waiting:
-            job = min(
-                (queue[0] for queue in self._waiting.values()), key=lambda head: self._rank(head, self._served, now)
-            )
+            heads = (queue[0] for queue in self._waiting.values())
+            job = min(heads, key=lambda head: rank(head, self._served, now, self._limits.ageing_s))
             if self._running and used + job.rows > self._limits.running_rows:
                 break
             if not self._pace.may_join(job, [(other, self._due[other]) for other in self._running]):
@@ -169,26 +176,7 @@ class Scheduler(Generic[J]):
 
     def order(self, now: float) -> list[J]:
         """The waiting jobs in the order in which they would run if no others came."""
-        served, admissions, ordered = dict(self._served), self._admissions, []
-        queues = {key: iter(queue) for key, queue in self._waiting.items()}
-        # A heap of the queues' heads. Serving a caller lowers its other queues; those are found out of place when they
-        # come up, and put back: ranks only ever fall, so none can be missed.
-        entries = []
-        for place, (key, queue) in enumerate(queues.items()):
-            head = next(queue)
-            entries.append((self._rank(head, served, now), place, key, head))
-        heapq.heapify(entries)
-        while entries:
-            rank, place, key, head = heapq.heappop(entries)
-            if (current := self._rank(head, served, now)) != rank:
-                heapq.heappush(entries, (current, place, key, head))
-                continue
-            ordered.append(head)
-            admissions += 1
-            served[head.caller] = admissions
-            if (following := next(queues[key], None)) is not None:
-                heapq.heappush(entries, (self._rank(following, served, now), place, key, following))
-        return ordered
+        return list(in_turn(self._waiting.values(), self._served, self._admissions, now, self._limits.ageing_s))
 
     def drop(self, now: float) -> list[J]:
         """Take cancelled and overdue jobs out of the queue and the running set, and return them."""
@@ -207,6 +195,10 @@ class Scheduler(Generic[J]):
         """Learn what a joint step of these jobs took."""
         self._pace.took(jobs, seconds)
 
+    def worked(self, rows: int, seconds: float) -> None:
+        """Learn what the device does in a time in which it had work, whatever it did."""
+        self._throughput.add(rows, seconds)
+
     def retire(self, jobs: Iterable[J]) -> None:
         """Take jobs out of the running set."""
         over = set(jobs)
@@ -219,14 +211,6 @@ class Scheduler(Generic[J]):
         self._waiting.clear()
         self._forget(held)
         return held
-
-    def _rank(self, job: J, served: dict[str, int], now: float) -> tuple[int, int, float]:
-        """What orders the heads of the queues: highest aged priority, then the caller served longest ago, then age.
-
-        Ageing has no end: a job that waited long enough stands above the highest priority that newcomers can ask for.
-        """
-        aged = job.priority + int(max(0.0, now - job.submitted) / self._limits.ageing_s)
-        return -aged, served.get(job.caller, 0), job.submitted
 
     def _remove(self, jobs: Sequence[J]) -> None:
         for job in jobs:
@@ -246,3 +230,8 @@ class Scheduler(Generic[J]):
         self._waiting[key].popleft()
         if not self._waiting[key]:
             del self._waiting[key]
+
+
+def _load(job: Runnable) -> Load:
+    """What a job brings."""
+    return Load(job.caller, job.rows, job.weight, job.rows * job.left)

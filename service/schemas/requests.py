@@ -88,6 +88,15 @@ class Asking(Closed):
         ),
     ] = None
 
+    callback_url: Annotated[
+        str | None,
+        Field(
+            max_length=2048,
+            description="Where the job's document is posted when it is over; with Prefer: respond-async, to hosts that "
+            "the service allows.",
+        ),
+    ] = None
+
     def written(self, models: Sequence[str]) -> Written:
         """The expression asked for, over a catalogue's models; the first is the default.
 

@@ -305,8 +305,8 @@ def test_what_cannot_be_read_or_written_is_told_before_anything_is_computed(cata
 def test_every_field_of_a_request_is_an_option():
     commands = get_command(app).commands
     for name, model, apart in (
-        ("compose", SuperposeRequest, {"response_format"}),
-        ("density", DensityRequest, {"components"}),
+        ("compose", SuperposeRequest, {"response_format", "callback_url"}),
+        ("density", DensityRequest, {"components", "callback_url"}),
     ):
         options = {parameter.name for parameter in commands[name].params}
         assert set(model.model_fields) - apart <= options

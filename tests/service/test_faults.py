@@ -12,10 +12,12 @@ from pipelines import errors as science
 from service.api.problem import DIALECT, MEDIA_TYPE
 from service.engine.job import CancelledJobError, DeadlineError, EngineStoppedError
 from service.engine.scheduler import QueueFullError
-from service.faults import STATUS, install, pointer
+from service.faults import STATUS, by_path, install, pointer
 from service.idempotency import IdempotencyError
 from service.pictures import PictureTooLargeError
+from service.quotas import QuotaError
 from service.registry import UnknownJobError
+from service.store.port import StoreUnavailableError
 from service.strict_json import NestedTooDeepError, NotJsonError, TooManyItemsError
 
 SAMPLES = [
@@ -28,7 +30,9 @@ SAMPLES = [
     (science.ModelUnavailableError("far: the hub cannot be reached"), 503),
     (science.CatalogError("bad"), 500),
     (QueueFullError("7 jobs are waiting already", 7), 429),
+    (QuotaError("the limit is reached", 3.0), 429),
     (EngineStoppedError("the service is shutting down"), 503),
+    (StoreUnavailableError("the store cannot be reached; try again"), 503),
     (CancelledJobError("the job was cancelled"), 409),
     (DeadlineError("not done within 3 s"), 504),
     (UnknownJobError("no job 'x'"), 404),
@@ -42,7 +46,7 @@ SAMPLES = [
 @pytest.fixture
 def client():
     app = FastAPI()
-    install(app, DIALECT, {})
+    install(app, by_path(DIALECT, {}))
 
     @app.get("/fail/{index}")
     async def fail(index: int) -> None:

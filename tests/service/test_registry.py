@@ -48,12 +48,12 @@ def test_finished_jobs_are_kept_for_a_time_and_running_ones_for_ever():
         registry.add(each)
     over(done, clock.now)
     clock.now += 59
-    assert registry.get(done.job.id) is done
+    assert registry.get(done.job.id, "a") is done
     clock.now += 2
     with pytest.raises(UnknownJobError, match="kept for 60 s"):
-        registry.get(done.job.id)
+        registry.get(done.job.id, "a")
     clock.now += 10_000
-    assert registry.get(running.job.id) is running
+    assert registry.get(running.job.id, "a") is running
 
 
 def completed(made, at, size):
@@ -90,7 +90,7 @@ def test_the_longest_finished_go_first_whenever_they_came():
     completed(early, clock.now + 2, 30)
     assert registry.of("a") == [late, early]
     with pytest.raises(UnknownJobError):
-        registry.get(middle.job.id)
+        registry.get(middle.job.id, "a")
 
 
 def test_jobs_without_pictures_take_no_room():
@@ -98,7 +98,7 @@ def test_jobs_without_pictures_take_no_room():
     registry = Registry(keep_bytes=0, clock=clock)
     failed = over(record(), clock.now)
     registry.add(failed)
-    assert registry.get(failed.job.id) is failed
+    assert registry.get(failed.job.id, "a") is failed
 
 
 def test_lists_are_by_caller():
@@ -107,4 +107,10 @@ def test_lists_are_by_caller():
     registry.add(mine)
     registry.add(other)
     assert registry.of("me") == [mine]
-    assert registry.get(other.job.id) is other
+    assert registry.get(other.job.id, "you") is other
+    with pytest.raises(UnknownJobError) as refused:
+        registry.get(other.job.id, "me")
+    # A job of another's reads as one that never was.
+    with pytest.raises(UnknownJobError) as unknown:
+        registry.get("f" * 32, "me")
+    assert str(refused.value).replace(other.job.id, "") == str(unknown.value).replace("f" * 32, "")

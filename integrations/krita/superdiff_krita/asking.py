@@ -20,6 +20,7 @@ class Wishes(NamedTuple):
         steps: None for the model's own.
         strength: None for the service's choice.
         from_canvas: Whether a picture without a selection begins from the canvas.
+        key: For services that want one; empty for none.
     """
 
     url: str
@@ -28,6 +29,7 @@ class Wishes(NamedTuple):
     steps: int | None
     strength: float | None
     from_canvas: bool
+    key: str = ""
 
 
 class Snapshot(NamedTuple):

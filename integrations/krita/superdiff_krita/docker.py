@@ -52,6 +52,9 @@ class SuperdiffDocker(DockWidget):  # type: ignore[misc]
         self._expression = _named(QPlainTextEdit(kept(_GROUP, "expression", "")), "expression")
         self._expression.setPlaceholderText('"a cat" AND "a dog"')
         self._url = _named(QLineEdit(kept(_GROUP, "url", DEFAULT_URL)), "url")
+        self._key = _named(QLineEdit(kept(_GROUP, "key", "")), "key")
+        self._key.setEchoMode(QLineEdit.Password)
+        self._key.setPlaceholderText("where the service wants one")
         self._seed = _named(QLineEdit(), "seed")
         self._seed.setPlaceholderText("a new one each time")
         self._seed.setValidator(QRegularExpressionValidator(QRegularExpression("[0-9]{0,16}"), self._seed))
@@ -73,6 +76,7 @@ class SuperdiffDocker(DockWidget):  # type: ignore[misc]
         form = QFormLayout()
         for label, field in (
             ("Service", self._url),
+            ("API key", self._key),
             ("Seed", self._seed),
             ("Steps", self._steps),
             ("Strength", self._strength),
@@ -113,6 +117,7 @@ class SuperdiffDocker(DockWidget):  # type: ignore[misc]
         else:
             wishes = self._wishes()
             Krita.instance().writeSetting(_GROUP, "url", wishes.url)
+            Krita.instance().writeSetting(_GROUP, "key", wishes.key)
             Krita.instance().writeSetting(_GROUP, "expression", wishes.expression)
             self._begin(Work(wishes, snapshot(document)), document)
 
@@ -125,6 +130,7 @@ class SuperdiffDocker(DockWidget):  # type: ignore[misc]
             steps=steps or None,
             strength=strength or None,
             from_canvas=self._from_canvas.isChecked(),
+            key=self._key.text().strip(),
         )
 
     def _begin(self, work: Work, document: Any) -> None:

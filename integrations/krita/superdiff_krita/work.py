@@ -54,7 +54,7 @@ class Work(QThread):  # type: ignore[misc]
             self.drawn.emit(layer, result)
 
     def _draw(self) -> tuple[Layer, dict[str, Any]]:
-        client = Client(self._wishes.url)
+        client = Client(self._wishes.url, self._wishes.key)
         asked: Order = order(self._wishes, self._snapshot, client.models())
         drawn = client.draw(asked.body, self._tell, self._stop.is_set)
         picture = QImage()

@@ -12,6 +12,7 @@ from service.faults import Dialect, Fault, Place
 
 _CODES: Final = {
     HTTPStatus.UNAUTHORIZED: "invalid_api_key",
+    HTTPStatus.FORBIDDEN: "insufficient_permissions",
     HTTPStatus.UNPROCESSABLE_ENTITY: "invalid_value",
     HTTPStatus.TOO_MANY_REQUESTS: "rate_limit_exceeded",
 }

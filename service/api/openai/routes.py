@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+from dataclasses import replace
 from typing import Any, Final
 
 from fastapi import APIRouter, Request, Response
@@ -19,6 +20,7 @@ from service.api.openai.schemas import ErrorResponse, GeneratedImages, ImageRequ
 from service.api.openai.streams import Kind, events
 from service.api.openai.translation import body_of, in_own_words, order_of
 from service.api.waiting import abandoned, await_outcome, until_left
+from service.callers import Caller
 from service.orders import accept
 from service.registry import Record
 from service.services import Services, ServicesDep
@@ -27,7 +29,7 @@ router = APIRouter(prefix="/v1/images", tags=["openai"], route_class=Route)
 
 _ANSWERS: Final[dict[int | str, dict[str, Any]]] = {
     200: {"model": GeneratedImages, "content": {EVENT_STREAM: {}}},
-    **{status: {"model": ErrorResponse} for status in (400, 404, 409, 413, 415, 422, 429, 500, 503, 504)},
+    **{status: {"model": ErrorResponse} for status in (400, 401, 403, 404, 409, 413, 415, 422, 429, 500, 503, 504)},
 }
 # What a request asks for besides its native body.
 _HOW: Final = {"model", "response_format", "output_compression", "stream", "partial_images"}
@@ -62,21 +64,23 @@ async def edits(
 
 
 async def _record(
-    asked: ImageRequest, files: Files | None, request: Request, services: Services, caller: str, key: str | None
+    asked: ImageRequest, files: Files | None, request: Request, services: Services, caller: Caller, key: str | None
 ) -> Record:
     """Queue a request, or find the job that its key stands for."""
     body = body_of(asked, files)
+    if caller.label is None and asked.user is not None:
+        caller = replace(caller, label=asked.user)
 
     def whole() -> str:
         sent = [] if files is None else [hashlib.sha256(data).hexdigest() for data in (files.image, files.mask or b"")]
         return " ".join([request.url.path, asked.model_dump_json(include=_HOW), body.model_dump_json(), *sent])
 
     async def submit() -> Record:
-        given = asked, body, services.catalog.names, caller, services.settings.max_timeout_s
+        given = asked, body, services.catalog.names, caller.id, services.settings.max_timeout_s
         order = await asyncio.to_thread(order_of, *given)
         by_url, quality = asked.response_format == "url", asked.output_compression
         with in_own_words(asked):
-            return await accept(order, services, asked.output_format, by_url=by_url, quality=quality)
+            return await accept(order, services, caller, asked.output_format, by_url=by_url, quality=quality)
 
     return await claimed(key, whole, caller, services, submit)
 

@@ -76,13 +76,15 @@ class ImageRequest(Closed):
             "prompt), seed, steps, guidance_scale, candidates, particles, negative_prompt, kernel, strength and more."
         ),
     ] = {}  # noqa: RUF012 (pydantic copies it)
+    user: Annotated[
+        str | None, Field(max_length=200, description="Groups the caller's jobs, where X-Client-Id does not.")
+    ] = None
     background: Ignored = None
     input_fidelity: Ignored = None
     moderation: Ignored = None
     quality: Ignored = None
     safety_identifier: Ignored = None
     style: Ignored = None
-    user: Ignored = None
 
     @model_validator(mode="before")
     @classmethod

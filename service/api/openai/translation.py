@@ -107,6 +107,9 @@ def _native(asked: ImageRequest) -> dict[str, Any]:
     for name in asked.superdiff:
         if name in _OWN:
             raise InvalidInputError(f"the field is called {_OWN[name]} here, beside {_EXTRA}", field=(name,))
+    if asked.superdiff.get("callback_url") is not None:
+        detail = "this dialect answers when the job is over; it calls nobody back"
+        raise InvalidInputError(detail, field=("callback_url",))
     width, height = asked.size or (None, None)
     own = {"num_images": asked.n, "width": width, "height": height, "output_format": asked.output_format}
     text: str | dict[str, str] = asked.prompt if is_expression(asked.prompt) else {"prompt": asked.prompt}

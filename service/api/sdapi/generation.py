@@ -12,6 +12,7 @@ from service.api.sdapi.inpainting import prepare
 from service.api.sdapi.schemas import ImageToImage, Processing, TextToImage
 from service.api.sdapi.sessions import Sessions, SessionsDep
 from service.api.waiting import abandoned, await_outcome
+from service.callers import Caller
 from service.engine.job import CancelledJobError
 from service.orders import Known, Order, accept
 from service.services import Services, ServicesDep
@@ -43,12 +44,12 @@ async def _generate(
     request: Request,
     services: Services,
     sessions: Sessions,
-    caller: str,
+    caller: Caller,
 ) -> Response:
     """Queue a request and answer with its pictures; without any where the job was interrupted."""
-    written = await asyncio.to_thread(body.written, services.catalog.names, sessions.models.of(caller))
-    order = Order(written, body.params, body.ask(caller, services.settings.max_timeout_s), known)
-    record = await accept(order, services, task=body.force_task_id or f"task({uuid.uuid4().hex})")
+    written = await asyncio.to_thread(body.written, services.catalog.names, sessions.models.of(caller.session))
+    order = Order(written, body.params, body.ask(caller.id, services.settings.max_timeout_s), known)
+    record = await accept(order, services, caller, task=body.force_task_id or f"task({uuid.uuid4().hex})")
     job = record.job
     try:
         outcome = await await_outcome(job, request, services.engine)

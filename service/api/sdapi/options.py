@@ -27,7 +27,7 @@ class Options(BaseModel):
 async def get_options(services: ServicesDep, sessions: SessionsDep, caller: CallerDep) -> dict[str, Any]:
     """The caller's model, and what clients look for besides."""
     return {
-        "sd_model_checkpoint": sessions.models.of(caller) or services.catalog.names[0],
+        "sd_model_checkpoint": sessions.models.of(caller.session) or services.catalog.names[0],
         "sd_checkpoint_hash": None,
         "sd_vae": "Automatic",
         "samples_format": "png",
@@ -42,4 +42,4 @@ async def set_options(body: Options, services: ServicesDep, sessions: SessionsDe
     """Choose the model of the caller's requests that name none."""
     if body.sd_model_checkpoint:
         model = checkpoint(body.sd_model_checkpoint, services.catalog.names, ("sd_model_checkpoint",))
-        sessions.models.choose(caller, model)
+        sessions.models.choose(caller.session, model)

@@ -13,6 +13,7 @@ from service.api.bodies import Route
 from service.api.caller import CallerDep
 from service.api.sdapi.answers import timestamp
 from service.api.sdapi.sessions import SessionsDep
+from service.callers import Caller
 from service.engine.job import Job, Phase, Preview
 from service.pictures import ImageFormat, encode_picture
 from service.registry import Record
@@ -141,18 +142,18 @@ async def skip(services: ServicesDep, caller: CallerDep, task: Task | None = Non
     _cancel(services, caller, task)
 
 
-def _cancel(services: Services, caller: str, task: Task | None) -> None:
+def _cancel(services: Services, caller: Caller, task: Task | None) -> None:
     for record in _unfinished(services, caller, task.force_task_id if task else None):
         services.engine.cancel(record.job)
 
 
-def _records(services: Services, caller: str, task: str | None) -> list[Record]:
+def _records(services: Services, caller: Caller, task: str | None) -> list[Record]:
     """The caller's jobs of this dialect, oldest first."""
-    records = [record for record in services.registry.of(caller) if record.task is not None]
+    records = [record for record in services.registry.of_session(*caller.session) if record.task is not None]
     return [record for record in reversed(records) if task in {None, record.task}]
 
 
-def _unfinished(services: Services, caller: str, task: str | None) -> list[Record]:
+def _unfinished(services: Services, caller: Caller, task: str | None) -> list[Record]:
     return [record for record in _records(services, caller, task) if not record.job.over]
 
 

@@ -8,33 +8,34 @@ from typing import Annotated, Final
 from fastapi import Depends, Request
 
 from service.engine.job import Job
+from service.idempotency import Session
 
-_MOST_CALLERS: Final = 4096
+_MOST_SESSIONS: Final = 4096
 
 
 class ChosenModels:
-    """Caller → the model that it chose as its default. For the event loop's thread alone.
+    """Session → the model that it chose as its default. For the event loop's thread alone.
 
     Args:
-        most: How many callers are remembered; whoever was away the longest is forgotten first.
+        most: How many sessions are remembered; the one not seen for longest is forgotten first.
     """
 
-    def __init__(self, most: int = _MOST_CALLERS) -> None:
+    def __init__(self, most: int = _MOST_SESSIONS) -> None:
         self._most = most
-        self._models: OrderedDict[str, str] = OrderedDict()
+        self._models: OrderedDict[Session, str] = OrderedDict()
 
-    def choose(self, caller: str, model: str) -> None:
-        """Remember a caller's model."""
-        self._models[caller] = model
-        self._models.move_to_end(caller)
+    def choose(self, session: Session, model: str) -> None:
+        """Remember a session's model."""
+        self._models[session] = model
+        self._models.move_to_end(session)
         if len(self._models) > self._most:
             self._models.popitem(last=False)
 
-    def of(self, caller: str) -> str | None:
-        """The caller's model; None where it chose none."""
-        if caller in self._models:
-            self._models.move_to_end(caller)
-        return self._models.get(caller)
+    def of(self, session: Session) -> str | None:
+        """The session's model; None where it chose none."""
+        if session in self._models:
+            self._models.move_to_end(session)
+        return self._models.get(session)
 
 
 class Watchers:

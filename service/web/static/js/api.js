@@ -1,5 +1,6 @@
 /** The native API. Addresses are relative to the page, so that a proxy may serve both below a prefix. */
 
+import { carried, want } from "./key.js";
 import { clientId } from "./store.js";
 
 const RECONNECT_MS = [500, 1000, 2000, 4000, 8000];
@@ -28,7 +29,7 @@ export const address = (path) => new URL(path.replace(/^\//, ""), document.baseU
 async function call(path, { headers = {}, ...options } = {}) {
   let response;
   try {
-    response = await fetch(address(path), { ...options, headers: { "X-Client-Id": clientId, ...headers } });
+    response = await fetch(address(path), { ...options, headers: { "X-Client-Id": clientId, ...carried(), ...headers } });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new Unreachable();
@@ -36,6 +37,7 @@ async function call(path, { headers = {}, ...options } = {}) {
   if (response.ok) return response;
   const isProblem = /json/.test(response.headers.get("content-type") ?? "");
   const document = isProblem ? await response.json().catch(() => ({})) : {};
+  if (response.status === 401) want(document.detail ?? "");
   throw new Problem(response.status, document, Number(response.headers.get("retry-after")) || null);
 }
 

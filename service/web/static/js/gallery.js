@@ -4,6 +4,7 @@ import * as api from "./api.js";
 import { reached } from "./connection.js";
 import { $, h, say, show } from "./dom.js";
 import { sentence } from "./faults.js";
+import { point } from "./pictures.js";
 import { asked } from "./store.js";
 
 const AGAIN_MS = 3000;
@@ -64,8 +65,9 @@ export class Gallery {
     const active = ACTIVE.includes(job.status);
     const picture =
       job.status === "completed"
-        ? h("img", { src: api.address(`v1/jobs/${job.id}/images/0`), alt: "", loading: "lazy", width: "128", height: "128" })
+        ? h("img", { alt: "", loading: "lazy", width: "128", height: "128" })
         : h("span", { class: "placeholder" }, active ? "…" : job.status);
+    if (picture.tagName === "IMG") point(picture, "src", `/v1/jobs/${job.id}/images/0`);
     const open = h(
       "button",
       {

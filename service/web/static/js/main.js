@@ -7,6 +7,7 @@ import { $, say } from "./dom.js";
 import { Editor, fittingSize } from "./editor.js";
 import { mark, sentence, unmark } from "./faults.js";
 import { Gallery } from "./gallery.js";
+import { onGiven } from "./key.js";
 import * as settings from "./settings.js";
 import { Stage } from "./stage.js";
 import * as store from "./store.js";
@@ -57,13 +58,14 @@ $("reset-settings").addEventListener("click", () => {
   say("The settings are reset.");
 });
 onReturn(start);
+onGiven(start);
 start();
 
 async function start() {
   try {
     composer.offer(await reached(api.models()));
   } catch (error) {
-    if (error instanceof api.Problem) say(sentence(error.message), "error");
+    if (error instanceof api.Problem && error.status !== 401) say(sentence(error.message), "error");
     return;
   }
   await gallery.refresh();

@@ -5,14 +5,26 @@ import { draw, stepAt } from "./charts.js";
 import { reached, seen } from "./connection.js";
 import { $, copy, h, number, say, show } from "./dom.js";
 import { sentence } from "./faults.js";
+import { key } from "./key.js";
 import { drawMap } from "./maps.js";
 import { series } from "./series.js";
+import { point } from "./pictures.js";
 import * as snippets from "./snippets.js";
 import { asked } from "./store.js";
 
 const COLOURS = 6;
 const SMALL = 160;
 const ANNOUNCED = 4;
+
+/** Show a file of the service by its path, or a picture that is here already. */
+function fill(picture, path, source) {
+  if (path) {
+    point(picture, "src", path);
+    return;
+  }
+  delete picture.dataset.path;
+  if (source !== null && picture.src !== source) picture.src = source;
+}
 
 export class Stage {
   /** @param {{changed: () => void, usePicture: (blob: Blob) => void, useSettings: (id: string) => void}} wishes */
@@ -182,7 +194,7 @@ export class Stage {
   picture() {
     const picture = $("picture");
     const preview = this.previews[this.image];
-    const source = this.shown ? api.address(this.shown.url) : preview ? `data:image/jpeg;base64,${preview}` : null;
+    const source = this.shown?.url ?? (preview ? `data:image/jpeg;base64,${preview}` : null);
     const notes = { failed: this.job.error ?? "Failed.", cancelled: "Cancelled." };
     const note = source === null || this.job.status in notes ? (notes[this.job.status] ?? "") : "";
     $("frame-note").textContent = note && sentence(note);
@@ -190,10 +202,10 @@ export class Stage {
     $("frame").classList.toggle("waiting", source === null && !(this.job.status in notes));
     show(picture, source !== null);
     if (source === null) picture.removeAttribute("src");
-    else if (picture.src !== source) picture.src = source;
+    fill(picture, this.shown?.url, source);
     picture.alt = `${this.shown ? "Picture" : "Preview"} of ${$("stage-title").textContent}`;
     if (this.shown) {
-      $("download").href = api.address(this.shown.url);
+      point($("download"), "href", this.shown.url);
       $("download").setAttribute("download", `superdiff-${this.seed}.png`);
     }
     drawMap(this.map === null ? null : Object.values(this.shown?.lift_maps ?? {})[this.map]);
@@ -202,7 +214,7 @@ export class Stage {
   /** All images, or their previews, to choose from. Where their number stays, so does what has focus. */
   strip() {
     const images = this.result?.images ?? [];
-    const sources = images.length ? images.map(({ url }) => api.address(url)) : this.previews.map((data) => `data:image/jpeg;base64,${data}`);
+    const sources = images.length ? images.map(({ url }) => url) : this.previews.map((data) => `data:image/jpeg;base64,${data}`);
     const strip = $("strip");
     const several = sources.length > 1;
     show(strip, several);
@@ -213,7 +225,7 @@ export class Stage {
       button.setAttribute("aria-pressed", String(i === this.image));
       button.setAttribute("aria-label", `Image ${i + 1}${images[i] ? `, seed ${images[i].seed}` : ""}`);
       const picture = button.firstElementChild;
-      if (picture.src !== sources[i]) picture.src = sources[i];
+      fill(picture, images[i]?.url, sources[i]);
     });
   }
 
@@ -350,7 +362,7 @@ export class Stage {
   async copy(kind) {
     const names = { curl: "The curl command", httpx: "The Python code", openai: "The Python code for OpenAI’s client" };
     try {
-      await copy(snippets[kind](asked.of(this.job.id), this.job.seed, new URL(".", document.baseURI).href));
+      await copy(snippets[kind](asked.of(this.job.id), this.job.seed, new URL(".", document.baseURI).href, key() !== null));
       say(`${names[kind]} is copied.`, "good");
     } catch (error) {
       say(`Not copied: ${error.message}.`, "error");

@@ -1,0 +1,141 @@
+"""API keys in the database of the jobs; see :class:`service.callers.KeyStore`."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from service.callers import Allowance, Key, KeyNameError, KeyStore, Scope
+from service.store.port import StoreError
+from service.store.schema import KEYS
+from service.store.sql import open_engine, told
+
+_OWNER_ALONE: Final = 0o600
+
+
+async def open_keys(url: str, *, make: bool = False) -> KeyStore:
+    """The keys in a database.
+
+    Args:
+        url: As :func:`service.store.opening.open_store` has it.
+        make: Whether to make a SQLite file that is not there; without, there are no keys in it.
+
+    Raises:
+        StoreUnavailableError: The database cannot be reached.
+        StoreError: Another version of this program has written it, or it cannot keep keys.
+    """
+    if url == "memory:":
+        if make:
+            raise StoreError("a database in memory keeps no keys: set SUPERDIFF_DATABASE to a file or a server")
+        return NoKeys()
+    if not url.startswith(("sqlite:///", "postgresql://")) or url == "sqlite:///":
+        scheme = url.partition(":")[0]
+        raise StoreError(f"SUPERDIFF_DATABASE must be sqlite:///FILE, postgresql://… or memory:, got {scheme}:…")
+    file = sa.make_url(url).database if url.startswith("sqlite:") else None
+    if file is not None and not Path(file).exists():
+        if not make:
+            return NoKeys()
+        try:
+            Path(file).parent.mkdir(parents=True, exist_ok=True)
+            # Who asked for what is not every user's business.
+            Path(file).touch(_OWNER_ALONE)
+        except OSError as error:
+            raise StoreError(f"{file} cannot be made: {error.strerror}") from error
+    return SqlKeys(await open_engine(url))
+
+
+class NoKeys:
+    """A store without keys, which can keep none."""
+
+    async def add(self, key: Key) -> None:
+        """Refuse."""
+        raise StoreError("no database is open to keep keys in")
+
+    async def find(self, key_id: str) -> Key | None:
+        """None."""
+        return None
+
+    async def all(self) -> Sequence[Key]:
+        """None."""
+        return []
+
+    async def revoke(self, key_id: str, when: float) -> None:
+        """Nothing to do."""
+
+    async def used(self, key_id: str, when: float) -> None:
+        """Nothing to do."""
+
+    async def close(self) -> None:
+        """Nothing to do."""
+
+
+class SqlKeys:
+    """Keys in SQLite or PostgreSQL. Every question goes to the database, so a revoked key is refused at once.
+
+    Args:
+        engine: Of a database that has the tables; closed with this.
+    """
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine, self._writing = engine, engine.execution_options(write=True)
+        # SQLite lets others wait by sleeping, in no order; within this process they come one after the other.
+        self._turn = asyncio.Lock()
+
+    async def add(self, key: Key) -> None:
+        """Keep a new key; :class:`KeyNameError` where one that is not revoked has its name."""
+        row = {
+            **asdict(key),
+            "scopes": json.dumps(sorted(key.scopes)),
+            "allowance": json.dumps(asdict(key.allowance)),
+        }
+        try:
+            async with self._write() as connection:
+                await connection.execute(sa.insert(KEYS).values(row))
+        except IntegrityError as error:
+            detail = f"there is a key {key.name!r} already; revoke it first, or take another name"
+            raise KeyNameError(detail) from error
+
+    async def find(self, key_id: str) -> Key | None:
+        """The key of an id."""
+        async with told(), self._engine.begin() as connection:
+            found = (await connection.execute(sa.select(KEYS).where(KEYS.c.id == key_id))).mappings().first()
+        return None if found is None else _key(dict(found))
+
+    async def all(self) -> Sequence[Key]:
+        """Every key, revoked ones too, the oldest first."""
+        async with told(), self._engine.begin() as connection:
+            found = (await connection.execute(sa.select(KEYS).order_by(KEYS.c.created, KEYS.c.id))).mappings().all()
+        return [_key(dict(row)) for row in found]
+
+    async def revoke(self, key_id: str, when: float) -> None:
+        """Withdraw a key; one that was withdrawn before stays as it is."""
+        await self._change(sa.update(KEYS).where(KEYS.c.id == key_id, KEYS.c.revoked.is_(None)).values(revoked=when))
+
+    async def used(self, key_id: str, when: float) -> None:
+        """Note that a key was used."""
+        await self._change(sa.update(KEYS).where(KEYS.c.id == key_id).values(last_used=when))
+
+    async def close(self) -> None:
+        """Give connections back."""
+        await self._engine.dispose()
+
+    async def _change(self, statement: sa.Update) -> None:
+        async with self._write() as connection:
+            await connection.execute(statement)
+
+    @asynccontextmanager
+    async def _write(self) -> AsyncIterator[AsyncConnection]:
+        async with told(), self._turn, self._writing.begin() as connection:
+            yield connection
+
+
+def _key(row: Mapping[str, Any]) -> Key:
+    scopes = frozenset(map(Scope, json.loads(row["scopes"])))
+    return Key(**{**row, "scopes": scopes, "allowance": Allowance(**json.loads(row["allowance"]))})
