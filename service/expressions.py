@@ -30,7 +30,7 @@ _PARTS: Final = {"terms", "count", "prompt", "model", "lora"} | {
 }
 # A LoRA in a plain prompt, with the blanks before it.
 _LORA: Final = re.compile(r"[^\S\n]*<lora:(?P<name>[^<>:]+)(?::(?P<scale>[^<>]*))?>")
-_NO_OPERATOR: Final = "a weight belongs to an operator around the term, but here is no operator"
+_NO_OPERATOR: Final = "a weight belongs to an operator around the term, but there is none"
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,9 +92,7 @@ def read(text: str, *, default_model: str, models: Collection[str]) -> Reading:
     reader = _Reader(text, default_model, models)
     (tree,) = trees_of(syntax_tree(text))
     if tree.data == "weighted":
-        reader.refuse(
-            "a number after a term belongs to an operator around it, but here is no operator", tree.children[1]
-        )
+        reader.refuse("a number after a term belongs to an operator around it, but there is none", tree.children[1])
     reading = Reading(reader.node(tree, ()), text, MappingProxyType(reader.spans))
     try:
         check_tree(reading.expression)

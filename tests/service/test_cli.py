@@ -254,7 +254,7 @@ def test_the_same_from_a_picture_and_a_mask_and_remade_from_them(catalog, tmp_pa
     without, other = remade(), remade("--image", str(mask), "--mask", str(mask))
     assert (without.exit_code, other.exit_code) == (2, 2)
     assert "was made from another picture: give its --image, SHA-256" in without.output
-    assert "not the one that" in other.output
+    assert "not the file that" in other.output
 
 
 def test_json_is_all_of_stdout_and_names_the_files(catalog, tmp_path):
@@ -279,7 +279,7 @@ def test_json_is_all_of_stdout_and_names_the_files(catalog, tmp_path):
     ("arguments", "told"),
     [
         (["compose", "a", "-o", "{here}/new.gif"], "its extension must be one of .png, .jpg, .jpeg, .webp"),
-        (["compose", "a", "-o", "{here}/a.png", "--output-format", "jpeg"], "not that of --output-format jpeg"),
+        (["compose", "a", "-o", "{here}/a.png", "--output-format", "jpeg"], "does not match --output-format jpeg"),
         (["compose", "a", "-o", "{here}/dir.png/x.png"], "cannot be written: {here}/dir.png is not a folder"),
         (["compose", "a", "-n", "2", "-o", "{here}/taken.png"], "taken-1.png is a folder"),
         (["compose", "a", "--image", "{here}/none.png"], "--image {here}/none.png: cannot be read: No such file"),
