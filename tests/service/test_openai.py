@@ -11,7 +11,7 @@ from pipelines.errors import InvalidInputError, ModelLoadError
 from service.api import openai, problem
 from service.api.openai.errors import written
 from service.api.openai.form import typed_fields
-from service.faults import fault_of, install
+from service.faults import by_path, fault_of, install
 from service.strict_json import Bounds
 from tests.service.test_faults import SAMPLES
 
@@ -21,7 +21,7 @@ BOUNDS = Bounds(32, 10_000)
 @pytest.fixture(scope="module")
 def client():
     app = FastAPI()
-    install(app, problem.DIALECT, {openai.PREFIX: openai.DIALECT})
+    install(app, by_path(problem.DIALECT, {openai.PREFIX: openai.DIALECT}))
 
     @app.get("/v1/images/{index}")
     async def fail(index: int) -> None:
@@ -57,7 +57,7 @@ def test_every_exception_has_openai_s_form(client, index):
     [
         (400, "invalid_request_error", "bad_request"),
         (401, "authentication_error", "invalid_api_key"),
-        (403, "invalid_request_error", "forbidden"),
+        (403, "invalid_request_error", "insufficient_permissions"),
         (404, "invalid_request_error", "unknown_url"),
         (409, "invalid_request_error", "conflict"),
         (429, "rate_limit_error", "rate_limit_exceeded"),

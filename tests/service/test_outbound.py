@@ -394,8 +394,8 @@ ASKS = {"Origin": PAGE, "Access-Control-Request-Method": "POST", "Access-Control
 
 
 def test_pages_of_other_origins_are_told_nothing_unless_they_are_named(models, client):
-    assert client.options(AND, headers=ASKS).status_code == 405
-    assert not [name for name in client.get("/v1/models", headers={"Origin": PAGE}).headers if "access-control" in name]
+    for answer in client.options(AND, headers=ASKS), client.get("/v1/models", headers={"Origin": PAGE}):
+        assert not [name for name in answer.headers if "access-control" in name]
     settings = Settings(database="memory:", cors_origins=f"{PAGE}, http://localhost:3000")
     with TestClient(create_app(settings, catalog=Catalog.of(models))) as open_to_pages:
         asked = open_to_pages.options(AND, headers=ASKS)
