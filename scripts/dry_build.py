@@ -126,7 +126,7 @@ def run(image: Image, value: str) -> None:
 def files(image: Image) -> dict[str, int]:
     """Every file of the image but those below its writable folders, and when it was written."""
     writable = {str(image.root / name) for name in _WRITABLE}
-    found = {}
+    found: dict[str, int] = {}
     for folder, inner, names in os.walk(image.root):
         inner[:] = [name for name in inner if f"{folder}/{name}" not in writable]
         found |= {f"{folder}/{name}": Path(folder, name).lstat().st_mtime_ns for name in names}
