@@ -4,8 +4,8 @@
     python -m scripts.dry_build --list    only what would be done
 
 Paths of the image are moved below the folder, `useradd` and `chown` are left out, and all stages share one root, so a
-COPY --from only looks whether its source is there. Then the image's own command is started with that root made
-read-only, by an unprivileged user where this runs as root; its health check and one request must succeed.
+COPY --from only looks whether its source is there. Then the image's own command is started: its health check and one
+request must succeed, and nothing may be written but where the image says so, or it would not run on a read-only root.
 """
 
 import argparse
@@ -19,7 +19,6 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -32,7 +31,7 @@ _MOVED: Final = re.compile(
     r"(?<![\w./:])/(opt|src|models|etc/superdiff|var/lib/superdiff|home/superdiff|tmp)(?=[/\s\"':]|$)"
 )
 _LEFT_OUT: Final = ("useradd", "chown")
-_NOBODY: Final = 65534
+_WRITABLE: Final = ("models", "var/lib/superdiff", "tmp")
 _READY_S: Final = 120
 
 
@@ -124,22 +123,31 @@ def run(image: Image, value: str) -> None:
     subprocess.run(["sh", "-ec", command], cwd=image.folder, env=environment, check=True)
 
 
+def files(image: Image) -> dict[str, int]:
+    """Every file of the image but those below its writable folders, and when it was written."""
+    writable = {str(image.root / name) for name in _WRITABLE}
+    found: dict[str, int] = {}
+    for folder, inner, names in os.walk(image.root):
+        inner[:] = [name for name in inner if f"{folder}/{name}" not in writable]
+        found |= {f"{folder}/{name}": Path(folder, name).lstat().st_mtime_ns for name in names}
+    return found
+
+
 def try_out(image: Image) -> None:
-    """Start the image's command on a root that cannot be written, and ask it."""
-    for folder, _, names in os.walk(image.root):
-        for path in (Path(folder), *(Path(folder, name) for name in names)):
-            if not path.is_symlink():
-                path.chmod(path.stat().st_mode & ~0o222 | 0o444)
-    for writable in ("models", "var/lib/superdiff", "tmp"):
-        (image.root / writable).chmod(0o777)
+    """Start the image's command, ask it, and look what it wrote."""
+    for name in _WRITABLE:
+        (image.root / name).mkdir(parents=True, exist_ok=True)
+    before = files(image)
     environment = {"PATH": os.environ["PATH"], "HOME": str(image.root / "home/superdiff"), **image.environment}
     environment |= {"SUPERDIFF_HOST": "127.0.0.1", "SUPERDIFF_PORT": str(PORT), "SUPERDIFF_DEVICE": "cpu"}
     environment["TMPDIR"] = str(image.root / "tmp")
-    user: Mapping[str, Any] = {"user": _NOBODY, "group": _NOBODY, "extra_groups": []} if os.geteuid() == 0 else {}
-    server = subprocess.Popen([*image.entry, *image.command], cwd=image.folder, env=environment, **user)
+    # Popen looks for programs on this process's own path.
+    program = shutil.which(image.entry[0], path=environment["PATH"]) or image.entry[0]
+    server = subprocess.Popen([program, *image.entry[1:], *image.command], cwd=image.folder, env=environment)
     try:
         until_ready(server)
-        subprocess.run(image.health, env=environment, check=True, timeout=10)
+        health = shutil.which(image.health[0], path=environment["PATH"]) or image.health[0]
+        subprocess.run([health, *image.health[1:]], env=environment, check=True, timeout=10)
         body = json.dumps({"components": ["a red circle", "a blue star"], "steps": 3}).encode()
         request = urllib.request.Request(
             f"http://127.0.0.1:{PORT}/v1/superpose/and",
@@ -153,6 +161,8 @@ def try_out(image: Image) -> None:
         status = server.wait(60)
     if not picture.startswith(b"\x89PNG") or status not in {0, -signal.SIGTERM}:
         raise SystemExit(f"the service ended with {status}")
+    if written := sorted(name for name, _ in set(files(image).items()) - set(before.items())):
+        raise SystemExit(f"written outside of the writable folders: {', '.join(written[:10])}")
     print(f"health check and one picture of {len(picture)} bytes; ended with {status}")
 
 
@@ -177,7 +187,6 @@ def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="superdiff-image-") as folder:
         root = Path(folder)
-        root.chmod(0o755)
         (root / "tmp").mkdir()
         (root / "home/superdiff").mkdir(parents=True)
         image = Image(root, root)
@@ -186,11 +195,7 @@ def main() -> None:
             if not given.list:
                 follow(image, each["instruction"], each["value"])
         if not given.list:
-            try:
-                try_out(image)
-            finally:
-                for path, _, _ in os.walk(root):
-                    Path(path).chmod(0o755)
+            try_out(image)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ _LOG: Final = logging.getLogger(__name__)
 REQUEST_ID: Final = "X-Request-Id"
 _JOB_ID: Final = "X-Superdiff-Id"
 _FAILED: Final = 500
+# What machines ask every few seconds is written at level debug only.
+_PROBES: Final = frozenset({"/healthz", "/readyz", "/metrics"})
 
 
 class Access:
@@ -61,4 +63,5 @@ class Access:
                     "caller": state["caller"].id if "caller" in state else None,
                     "job_id": told["job"] or scope.get("path_params", {}).get("job_id"),
                 }
-                _LOG.info("answered", extra={"fields": fields})
+                level = logging.DEBUG if scope["path"] in _PROBES else logging.INFO
+                _LOG.log(level, "answered", extra={"fields": fields})

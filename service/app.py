@@ -193,4 +193,4 @@ async def _forget(services: Services) -> None:
         await asyncio.sleep(_FORGET_EVERY_S)
         services.registry.forget()
         for name in await asyncio.to_thread(services.catalog.unload_idle):
-            _LOG.info("unloaded %s: idle", name)
+            _LOG.info("unloaded %s: not in use", name)

@@ -76,7 +76,7 @@ def list_models(
 def check_models(
     context: typer.Context, catalog: CatalogOption = None, device: DeviceOption = None, *, as_json: JsonOption = False
 ) -> None:
-    """Load and describe every model, and say which compose; exit with 2 if one cannot be loaded."""
+    """Load and describe every model, and say which compose; exit with 2 if a model or a LoRA cannot be loaded."""
     with told():
         held = open_catalog(catalog or context.obj, device)
         cards: dict[str, Card] = {}
@@ -95,7 +95,7 @@ def check_models(
     else:
         for group in groups:
             typer.echo(f"compose with one another: {', '.join(group)}")
-    if len(cards) < len(held.names):
+    if len(cards) < len(held.names) or any(card.broken_adapters for card in cards.values()):
         raise typer.Exit(Exit.WRONG)
 
 
@@ -154,10 +154,13 @@ def _listed(held: "Catalog", name: str) -> dict[str, Any]:
 def _loaded(held: "Catalog", name: str) -> "Card | None":
     """The card of a model that can be loaded; of one that cannot, it is told why."""
     try:
-        return held.get(name).card
+        card = held.get(name).card
     except PipelineError as error:
         typer.secho(f"{error}", fg="red", err=True)
         return None
+    for lora, reason in card.broken_adapters.items():
+        typer.secho(f"{name}: the LoRA {lora!r} cannot be loaded: {reason}", fg="red", err=True)
+    return card
 
 
 def _facts(card: "Card") -> dict[str, Any]:

@@ -38,15 +38,22 @@ class Deadlines:
         self._thread.join()
 
     def _run(self) -> None:
+        while (due := self._await_due()) is not None:
+            # Not under the lock: who waits for a job may be called from here.
+            for job in due:
+                job.expire(DeadlineError(late(job)))
+
+    def _await_due(self) -> list[Job] | None:
+        """The next jobs that are late; None when there will not be any more."""
         with self._changed:
             while self._open:
-                now, upcoming = time.monotonic(), math.inf
-                for job in self._present():
-                    if job.deadline <= now:
-                        job.expire(DeadlineError(late(job)))
-                    elif not job.over:
-                        upcoming = min(upcoming, job.deadline)
+                now = time.monotonic()
+                live = [job for job in self._present() if not job.over]
+                if due := [job for job in live if job.deadline <= now]:
+                    return due
+                upcoming = min((job.deadline for job in live), default=math.inf)
                 self._changed.wait(None if upcoming == math.inf else min(upcoming - now, threading.TIMEOUT_MAX))
+        return None
 
 
 def late(job: Job) -> str:

@@ -58,6 +58,13 @@ def test_every_line_of_a_request_has_its_id_and_its_job(models, lines):
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", answered["time"])
 
 
+def test_probes_are_not_written(models, lines):
+    with TestClient(app_of(models)) as client:
+        for path in ("/healthz", "/readyz", "/metrics"):
+            assert client.get(path).status_code == 200
+    assert not [line for line in lines() if line["message"] == "answered"]
+
+
 def test_a_job_s_own_address_names_it_too(models, lines):
     with TestClient(app_of(models)) as client:
         client.get("/v1/jobs/abc")

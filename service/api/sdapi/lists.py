@@ -133,4 +133,4 @@ async def memory() -> dict[str, Any]:
 @router.post("/unload-checkpoint")
 @router.post("/reload-checkpoint")
 async def settled() -> None:
-    """Nothing to do: the catalogue is fixed, and models are loaded and unloaded as requests need them."""
+    """Nothing to do: operators reload the catalogue, and models are loaded and unloaded as requests need them."""
