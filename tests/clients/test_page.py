@@ -705,3 +705,12 @@ def test_every_file_of_the_page_is_in_the_wheel():
     files = {path for path in (root / "service/web/static").rglob("*") if path.is_file()}
     assert {"index.html", "style.css", "main.js"} <= {path.name for path in files}
     assert files <= packaged
+
+
+def test_the_documentation_loads_nothing_from_elsewhere(opened, server):
+    """Swagger UI under its own policy: every operation is listed, nothing is blocked, nothing leaves the host."""
+    page = opened()
+    page.goto(f"{server.url}/docs")
+    expect(page.locator("#operations-superpose-superpose_v1_superpose_post")).to_be_visible()
+    page.locator("#operations-superpose-superpose_v1_superpose_post button").first.click()
+    expect(page.get_by_text("application/problem+json").first).to_be_visible()
