@@ -347,7 +347,7 @@ def crowded(server):
     headers = {"Authorization": "Bearer crowd", "Prefer": "respond-async"}
     with httpx.Client(base_url=server.url, headers=headers) as crowd:
         # Long enough to be there, and short enough for a Retry-After that the client heeds, two minutes at most.
-        body = {"expression": "a", "steps": 400}
+        body = {"expression": "a", "steps": 200}
         paths = [crowd.post(NATIVE, json=body).headers["location"] for _ in range(2)]
 
         def leave():
