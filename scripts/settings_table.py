@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from annotated_types import Ge, Gt, Le, Lt
+from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
 from service.settings import Settings
 
 START: Final = "<!-- settings: python -m scripts.settings_table -->"
 END: Final = "<!-- end of settings -->"
-_SIZES: Final = ((1 << 30, "GiB"), (1 << 20, "MiB"))
+_SIZES: Final = ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
 
 
 def table() -> str:
@@ -33,7 +34,7 @@ def written(text: str) -> str:
 
 def _default(name: str, field: FieldInfo) -> str:
     value: Any = field.get_default(call_default_factory=True)
-    if value is None or value in ("", []):
+    if value is None or value in ("", [], SecretStr("")):
         return "none"
     if isinstance(value, bool):
         return str(value).lower()
