@@ -29,6 +29,8 @@ class Engine:
         executor: What it runs.
         limits: The bounds of its queue and running set.
         decode_images: How many pictures are decoded between two steps, so that decoding never stalls those who step.
+        checkpoint_s: Every how many seconds the snapshot of a running job goes to its saver; 0 for only when the engine
+            stops before the job is done.
         metrics: Where it counts.
         stopwatch: Tells the seconds by which the device's time is shared out.
     """
@@ -39,6 +41,7 @@ class Engine:
         limits: Limits | None = None,
         *,
         decode_images: int = 8,
+        checkpoint_s: float = 0.0,
         metrics: Metrics | None = None,
         stopwatch: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -46,6 +49,7 @@ class Engine:
         self._executor = executor
         self._scheduler: Scheduler[Job] = Scheduler(limits or Limits())
         self._decode_images = decode_images
+        self._checkpoint_s = checkpoint_s
         self._stopwatch = stopwatch
         self._wake = threading.Condition()
         self._open = False
@@ -126,7 +130,10 @@ class Engine:
             QueueFullError: There is no place; says when to come again.
             EngineStoppedError: The engine is stopping.
         """
-        job = Job(plan, ask or Ask(), source)
+        return self.enqueue(Job(plan, ask or Ask(), source))
+
+    def enqueue(self, job: Job) -> Job:
+        """Queue a job that was made elsewhere, as :meth:`submit` does; it keeps its id and its age."""
         with self._wake:
             if not self._open:
                 raise EngineStoppedError("the service is shutting down")
@@ -171,6 +178,8 @@ class Engine:
         try:
             while self._tick():
                 pass
+            # Those that have a saver can go on elsewhere.
+            self._save([*self._scheduler.running, *self._finished])
         finally:
             with self._wake:
                 self._open = False
@@ -204,8 +213,10 @@ class Engine:
                 self._end(job, told)
             for job in admitted:
                 self._guarded(self._executor.start, job)
-                self.metrics.wait_seconds.observe(job.started - job.submitted)
+                if not job.resumed_from:
+                    self.metrics.wait_seconds.observe(job.started - job.submitted)
             self._advance_next([job for job in running if not (job.over or job.stepped)])
+            self._save(job for job in running if now - job.saved >= self._checkpoint_s > 0)
             self._collect(running)
             self._decode()
         except Exception as error:
@@ -292,6 +303,19 @@ class Engine:
                     self._advance([job])
             return False
         return True
+
+    def _save(self, jobs: Iterable[Job]) -> None:
+        """Hand the snapshots of running jobs to their savers; a job whose snapshot fails goes on without one."""
+        for job in jobs:
+            if job.saver is None or job.over or job.state is None:
+                continue
+            job.saved = time.monotonic()
+            try:
+                job.saver(self._executor.snapshot(job))
+            except Exception:
+                _LOG.exception("no snapshot of job %s", job.id)
+            else:
+                self.metrics.snapshots.inc()
 
     def _collect(self, jobs: Iterable[Job]) -> None:
         """Take the jobs that need no more steps out of the running set."""

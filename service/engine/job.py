@@ -3,13 +3,14 @@
 import math
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from pipelines.composition import Expression, Path
 from pipelines.draws import Draw, NoiseSource
@@ -132,6 +133,31 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A running job between two steps: with it the same request goes on to the same pictures.
+
+    Attributes:
+        index: Network calls made.
+        tensors: What has come of them (:func:`pipelines.checkpoint.tensors_of`), on the host.
+        streams: How far its generators are (:attr:`pipelines.draws.NoiseSource.states`).
+        ahead: What was drawn for the next step already, before ``streams``; None where nothing was.
+        points: Its trajectory so far.
+        ran_s: Seconds that it has run.
+    """
+
+    index: int
+    tensors: Mapping[str, Tensor]
+    streams: Tensor
+    ahead: Draw | None
+    points: tuple[Point, ...]
+    ran_s: float
+
+
+Saver = Callable[[Snapshot], None]
+"""Takes a job's snapshots on the engine's thread; it must not wait."""
+
+
+@dataclass(frozen=True, slots=True)
 class Ask:
     """What a caller wants of the engine besides the sample itself.
 
@@ -154,6 +180,11 @@ class Ask:
     previews: int = 0
 
 
+def new_id() -> str:
+    """An id for a job: unlike any other, and not to be guessed."""
+    return uuid.uuid4().hex
+
+
 @dataclass(eq=False, slots=True)
 class Job:
     """A request on its way through the engine. Any thread may read it; only the engine's thread moves it on, and what
@@ -163,6 +194,8 @@ class Job:
         plan: What it comes to.
         ask: What its caller wants besides.
         source: The known picture, if there is one.
+        saver: Gets its snapshots; None for a job that nobody resumes.
+        resume: Where an earlier run of it had come to; None to begin at the first step.
         id: Unlike any other.
         channel: What it tells listeners.
         result: Resolves to the outcome, or to the error that ended the job.
@@ -170,9 +203,12 @@ class Job:
         submitted: When it came, on the monotonic clock.
         created: The same in Unix time.
         phase: Where it is.
+        resumed_from: The network calls that an earlier run had made.
         started: When it left the queue.
         ended: When it reached its last phase.
-        steps_taken: How far it had come then.
+        steps_taken: How far it had come then; before it runs, how far an earlier run had come.
+        ran_s: Seconds that earlier runs of it took.
+        saved: When its last snapshot was taken, on the monotonic clock.
         state: How far it is.
         noise: Where its noise comes from.
         pending: Noise that is being drawn for a step not yet taken.
@@ -182,16 +218,21 @@ class Job:
     plan: Plan
     ask: Ask = field(default_factory=Ask)
     source: Source | None = None
-    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    saver: Saver | None = None
+    resume: Snapshot | None = None
+    id: str = field(default_factory=new_id)
     channel: Channel = field(default_factory=Channel)
     result: "Future[Outcome]" = field(default_factory=Future)
     cancelled: bool = False
     submitted: float = field(default_factory=time.monotonic)
     created: float = field(default_factory=time.time)
     phase: Phase = Phase.QUEUED
+    resumed_from: int = 0
     started: float = 0.0
     ended: float = 0.0
     steps_taken: int = 0
+    ran_s: float = 0.0
+    saved: float = 0.0
     state: SamplerState | None = None
     noise: NoiseSource | None = None
     pending: "Future[Draw] | None" = None
@@ -200,6 +241,9 @@ class Job:
     def __post_init__(self) -> None:
         """Mark the result as running: then only the engine can end it, and no two threads race to."""
         self.result.set_running_or_notify_cancel()
+        if self.resume is not None:
+            self.resumed_from = self.steps_taken = self.resume.index
+            self.ran_s = self.resume.ran_s
 
     @property
     def expression(self) -> Expression:
@@ -266,7 +310,8 @@ class Job:
     @property
     def weight(self) -> int:
         """Bytes that it holds while it waits."""
-        return 0 if self.source is None else self.source.nbytes
+        held = 0 if self.resume is None else sum(tensor.nbytes for tensor in self.resume.tensors.values())
+        return held + (0 if self.source is None else self.source.nbytes)
 
     @property
     def over(self) -> bool:
@@ -301,6 +346,7 @@ class Job:
         self.steps_taken, self.ended = self.index, time.monotonic()
         # Latents, noise and the known picture are the engine's; what is kept of a job that is over is its answer.
         self.source, self.state, self.noise, self.pending, self.points = None, None, None, None, []
+        self.resume = self.saver = None
         # Whoever waits for the result must find the phase; whoever finds the phase first waits a moment for the result.
         self.phase = phase
         if isinstance(with_what, Exception):
