@@ -6,34 +6,24 @@ every ``ageing_s`` seconds, so that low ones cannot either. A job that fits wait
 would make somebody late who runs (:mod:`service.engine.pace`).
 """
 
-import heapq
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, Generic, Protocol, TypeVar
 
 from service.engine.pace import Pace, Paced
+from service.engine.turns import Waiting, in_turn, rank
 
 HIGHEST_PRIORITY: Final = 9
 DEFAULT_PRIORITY: Final = 5
 
 
-class Runnable(Paced, Protocol):
+class Runnable(Paced, Waiting, Protocol):
     """What the scheduler knows of a job."""
 
     @property
     def rows(self) -> int:
         """Network rows at every step."""
-        ...
-
-    @property
-    def caller(self) -> str:
-        """Who asked."""
-        ...
-
-    @property
-    def submitted(self) -> float:
-        """When it came, in seconds."""
         ...
 
     @property
@@ -148,9 +138,8 @@ class Scheduler(Generic[J]):
         admitted = []
         used = sum(job.rows for job in self._running)
         while self._waiting:
-            job = min(
-                (queue[0] for queue in self._waiting.values()), key=lambda head: self._rank(head, self._served, now)
-            )
+            heads = (queue[0] for queue in self._waiting.values())
+            job = min(heads, key=lambda head: rank(head, self._served, now, self._limits.ageing_s))
             if self._running and used + job.rows > self._limits.running_rows:
                 break
             if not self._pace.may_join(job, [(other, self._due[other]) for other in self._running]):
@@ -169,26 +158,7 @@ class Scheduler(Generic[J]):
 
     def order(self, now: float) -> list[J]:
         """The waiting jobs in the order in which they would run if no others came."""
-        served, admissions, ordered = dict(self._served), self._admissions, []
-        queues = {key: iter(queue) for key, queue in self._waiting.items()}
-        # A heap of the queues' heads. Serving a caller lowers its other queues; those are found out of place when they
-        # come up, and put back: ranks only ever fall, so none can be missed.
-        entries = []
-        for place, (key, queue) in enumerate(queues.items()):
-            head = next(queue)
-            entries.append((self._rank(head, served, now), place, key, head))
-        heapq.heapify(entries)
-        while entries:
-            rank, place, key, head = heapq.heappop(entries)
-            if (current := self._rank(head, served, now)) != rank:
-                heapq.heappush(entries, (current, place, key, head))
-                continue
-            ordered.append(head)
-            admissions += 1
-            served[head.caller] = admissions
-            if (following := next(queues[key], None)) is not None:
-                heapq.heappush(entries, (self._rank(following, served, now), place, key, following))
-        return ordered
+        return list(in_turn(self._waiting.values(), self._served, self._admissions, now, self._limits.ageing_s))
 
     def drop(self, now: float) -> list[J]:
         """Take cancelled and overdue jobs out of the queue and the running set, and return them."""
@@ -219,14 +189,6 @@ class Scheduler(Generic[J]):
         self._waiting.clear()
         self._forget(held)
         return held
-
-    def _rank(self, job: J, served: dict[str, int], now: float) -> tuple[int, int, float]:
-        """What orders the heads of the queues: highest aged priority, then the caller served longest ago, then age.
-
-        Ageing has no end: a job that waited long enough stands above the highest priority that newcomers can ask for.
-        """
-        aged = job.priority + int(max(0.0, now - job.submitted) / self._limits.ageing_s)
-        return -aged, served.get(job.caller, 0), job.submitted
 
     def _remove(self, jobs: Sequence[J]) -> None:
         for job in jobs:

@@ -1,0 +1,1 @@
+"""What the service remembers: jobs, who works on them, and the files that they made."""

@@ -1,0 +1,251 @@
+"""A store in this process's memory, for tests and simulations: what it knows ends with the process."""
+
+import asyncio
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+from service.store import moves
+from service.store.moves import Candidate, Entry
+from service.store.port import (
+    JobExistsError,
+    KeyTakenError,
+    LostLeaseError,
+    Rules,
+    UnknownJobError,
+)
+from service.store.records import (
+    Backlog,
+    Checkpoint,
+    Claim,
+    Ending,
+    Filters,
+    JobRecord,
+    JobState,
+    Lease,
+    Page,
+    Renewal,
+    Wants,
+    cursor_of,
+    place_of,
+)
+
+
+class LocalBell:
+    """A bell within one process."""
+
+    def __init__(self) -> None:
+        self._rung = asyncio.Event()
+
+    def ring(self) -> None:
+        """Wake who waits, or the next who does."""
+        self._rung.set()
+
+    async def wait(self, timeout_s: float) -> bool:
+        """Wait for a ring since the last call; False where none came in time."""
+        try:
+            await asyncio.wait_for(self._rung.wait(), timeout_s)
+        except TimeoutError:
+            return False
+        self._rung.clear()
+        return True
+
+
+class MemoryStore:
+    """See :class:`service.store.port.Store`. No method gives up the event loop, so each is one transaction.
+
+    Args:
+        rules: What all who share the store agree on.
+    """
+
+    def __init__(self, rules: Rules | None = None) -> None:
+        self._rules = rules or Rules()
+        self._entries: dict[str, Entry] = {}
+        # Caller → when it was last served, as a count of claims.
+        self._served: dict[str, int] = {}
+        self._bells: set[LocalBell] = set()
+
+    async def add(self, record: JobRecord, lease_to: str | None = None) -> Lease | None:
+        """Accept a new job."""
+        if record.id in self._entries:
+            raise JobExistsError(record.id)
+        if (winner := self._winner(record)) is not None:
+            raise KeyTakenError(winner)
+        entry = Entry(record)
+        if lease_to is not None:
+            entry = moves.taken(entry, lease_to, record.created, self._rules)
+        self._entries[record.id] = entry
+        self._ring()
+        return None if lease_to is None else entry.claim.lease
+
+    async def get(self, job_id: str) -> JobRecord:
+        """A job as it stands."""
+        return self._entry(job_id).record
+
+    async def page(self, filters: Filters | None = None, cursor: str | None = None, limit: int = 100) -> Page:
+        """Jobs, newest first."""
+        before = None if cursor is None else place_of(cursor)
+        wanted = filters or Filters()
+        found = [entry.record for entry in self._entries.values() if _shown(entry.record, wanted)]
+        found.sort(key=lambda record: (record.created, record.id), reverse=True)
+        if before is not None:
+            found = [record for record in found if (record.created, record.id) < before]
+        shown = tuple(found[:limit])
+        return Page(shown, cursor_of((shown[-1].created, shown[-1].id)) if len(found) > limit else None)
+
+    async def backlog(self, caller: str) -> Backlog:
+        """What waits, and how many jobs the caller has."""
+        waiting = list(self._waiting())
+        own = sum(entry.record.caller == caller and not entry.record.state.over for entry in self._entries.values())
+        return Backlog(len(waiting), sum(each.rows for each in waiting), own)
+
+    async def order(self, now: float, limit: int = 1000) -> tuple[str, ...]:
+        """The ids of the waiting jobs in the order in which they will be claimed."""
+        return tuple(each.id for each in self._in_order(now))[:limit]
+
+    async def claim(self, worker: str, wants: Wants, now: float) -> list[Claim]:
+        """Take the next waiting jobs."""
+        self._reap(now)
+        claims = []
+        for each in moves.fitting(self._in_order(now, wants.models), wants):
+            entry = self._entries[each.id] = moves.taken(self._entries[each.id], worker, now, self._rules)
+            self._served[each.caller] = self._admissions + 1
+            claims.append(entry.claim)
+        return claims
+
+    async def renew(self, leases: Sequence[Lease], now: float, steps: Mapping[str, int] | None = None) -> Renewal:
+        """A heartbeat."""
+        kept, lost, cancel = [], set(), set()
+        for lease in leases:
+            try:
+                entry = self._held(lease)
+            except LostLeaseError:
+                lost.add(lease.job_id)
+                continue
+            record = replace(entry.record, step=(steps or {}).get(lease.job_id, entry.record.step))
+            entry = self._entries[lease.job_id] = replace(entry, record=record, expires=now + self._rules.lease_s)
+            kept.append(entry.claim.lease)
+            if record.cancel_requested:
+                cancel.add(lease.job_id)
+        return Renewal(tuple(kept), frozenset(lost), frozenset(cancel))
+
+    async def start(self, lease: Lease, now: float) -> JobRecord:
+        """The job runs."""
+        return self._put(moves.started(self._held(lease), now))
+
+    async def checkpoint(self, lease: Lease, checkpoint: Checkpoint) -> JobRecord:
+        """The next attempt can go on here."""
+        return self._put(moves.checkpointed(self._held(lease), checkpoint))
+
+    async def finish(self, lease: Lease, ending: Ending, now: float) -> JobRecord:
+        """The job is over."""
+        return self._put(moves.finished(self._held(lease), ending, now), ring=True)
+
+    async def release(self, lease: Lease, now: float) -> JobRecord:
+        """Give a job back."""
+        return self._put(moves.released(self._held(lease), now), ring=True)
+
+    async def request_cancel(self, job_id: str, now: float) -> JobRecord:
+        """Cancel a job, or ask its worker to."""
+        return self._put(moves.cancel_asked(self._entry(job_id), now), ring=True)
+
+    async def set_callback(self, job_id: str, callback: str | None) -> JobRecord:
+        """Note how far telling the client of the end has come."""
+        entry = self._entry(job_id)
+        return self._put(replace(entry, record=replace(entry.record, callback=callback)))
+
+    async def reap(self, now: float) -> list[JobRecord]:
+        """Free the jobs of expired leases, and end what nobody may work on any more."""
+        return self._reap(now)
+
+    async def expired(self, before: float, limit: int = 1000) -> list[JobRecord]:
+        """Jobs that ended before a time, the longest ended first."""
+        records = (entry.record for entry in self._entries.values())
+        ended = [(record.ended, record.id, record) for record in records if record.ended is not None]
+        return [record for end, _, record in sorted(ended, key=lambda each: each[:2]) if end < before][:limit]
+
+    async def delete(self, job_ids: Collection[str]) -> int:
+        """Forget jobs that are over."""
+        over = [
+            job_id for job_id in set(job_ids) if job_id in self._entries and self._entries[job_id].record.state.over
+        ]
+        for job_id in over:
+            del self._entries[job_id]
+        callers = {entry.record.caller for entry in self._entries.values()}
+        self._served = {caller: count for caller, count in self._served.items() if caller in callers}
+        return len(over)
+
+    async def references(self) -> set[str]:
+        """Every content address that some job refers to."""
+        return {address for entry in self._entries.values() for address in entry.record.addresses}
+
+    @asynccontextmanager
+    async def listen(self) -> AsyncIterator[LocalBell]:
+        """A bell of one's own."""
+        bell = LocalBell()
+        self._bells.add(bell)
+        try:
+            yield bell
+        finally:
+            self._bells.discard(bell)
+
+    async def wake(self) -> None:
+        """Ring every bell."""
+        self._ring()
+
+    async def close(self) -> None:
+        """Nothing is held."""
+
+    @property
+    def _admissions(self) -> int:
+        return max(self._served.values(), default=0)
+
+    def _entry(self, job_id: str) -> Entry:
+        if job_id not in self._entries:
+            raise UnknownJobError(job_id)
+        return self._entries[job_id]
+
+    def _held(self, lease: Lease) -> Entry:
+        return moves.held(self._entries.get(lease.job_id), lease)
+
+    def _put(self, entry: Entry, *, ring: bool = False) -> JobRecord:
+        self._entries[entry.record.id] = entry
+        if ring:
+            self._ring()
+        return entry.record
+
+    def _ring(self) -> None:
+        for bell in self._bells:
+            bell.ring()
+
+    def _winner(self, record: JobRecord) -> JobRecord | None:
+        """The job that the record's key stands for."""
+        for other in (entry.record for entry in self._entries.values()):
+            same = record.key is not None and (other.caller, other.key) == (record.caller, record.key)
+            if same and other.state not in {JobState.FAILED, JobState.CANCELLED}:
+                return other
+        return None
+
+    def _waiting(self, models: frozenset[str] | None = None) -> Iterator[Candidate]:
+        for entry in self._entries.values():
+            record = entry.record
+            if entry.waiting and (models is None or models.issuperset(record.models)):
+                yield Candidate(record.id, record.caller, record.priority, record.created, record.rows)
+
+    def _in_order(self, now: float, models: frozenset[str] | None = None) -> Iterator[Candidate]:
+        return moves.in_order(self._waiting(models), self._served, self._admissions, now, self._rules)
+
+    def _reap(self, now: float) -> list[JobRecord]:
+        moved = [(entry, moves.reaped(entry, now, self._rules)) for entry in self._entries.values()]
+        changed = [after for before, after in moved if after is not before]
+        for entry in changed:
+            self._put(entry, ring=True)
+        return [entry.record for entry in changed if entry.record.state.over]
+
+
+def _shown(record: JobRecord, filters: Filters) -> bool:
+    return (
+        filters.caller in {None, record.caller}
+        and filters.state in {None, record.state}
+        and filters.kind in {None, record.kind}
+    )

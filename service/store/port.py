@@ -1,0 +1,249 @@
+"""What a store of jobs is: the one place where a job is accepted, taken, moved on and ended.
+
+Every method is one transaction: it happens as a whole or not at all, and others see it at once. A worker writes with
+the fence of its lease and is refused when another one has the job by then; so each job ends once, however many workers
+believe that it is theirs. Leases expire by the clock that callers bring along as ``now`` (Unix seconds): clocks that
+differ cost work that is done twice, never a wrong result.
+
+A method that raises :class:`StoreUnavailableError` may have happened or not; all of them can be called again.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+from service.store.records import (
+    Backlog,
+    Checkpoint,
+    Claim,
+    Ending,
+    Filters,
+    JobRecord,
+    Lease,
+    Page,
+    Renewal,
+    Wants,
+)
+
+
+class StoreError(Exception):
+    """The store did not do what it was asked."""
+
+
+class UnknownJobError(StoreError):
+    """No job of that id, or none any more."""
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(f"there is no job {job_id!r}, or none any more")
+
+
+class JobExistsError(StoreError):
+    """There is a job of that id already."""
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(f"there is a job {job_id!r} already")
+
+
+class KeyTakenError(StoreError):
+    """The caller's idempotency key stands for another job.
+
+    Attributes:
+        winner: That job. Whether the request is the same, its digest tells.
+    """
+
+    def __init__(self, winner: JobRecord) -> None:
+        super().__init__(f"the idempotency key stands for the job {winner.id!r}")
+        self.winner = winner
+
+
+class LostLeaseError(StoreError):
+    """The job is not this worker's any more: another one has it, it is over, or it was deleted. Drop it."""
+
+    def __init__(self, lease: Lease) -> None:
+        super().__init__(f"the worker {lease.worker!r} has lost the job {lease.job_id!r}")
+        self.lease = lease
+
+
+class StoreUnavailableError(StoreError):
+    """The store cannot be reached now, or is too busy; try again."""
+
+
+class DiskFullError(StoreError):
+    """There is no space left to write; an operator must free some, or keep less."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What all who share a store must agree on.
+
+    Attributes:
+        lease_s: Seconds until a lease expires that is not renewed. Renew every third of it.
+        attempts: How many workers may take a job up before it fails.
+        ageing_s: Seconds of waiting that count as one priority.
+    """
+
+    lease_s: float = 30.0
+    attempts: int = 3
+    ageing_s: float = 30.0
+
+
+class Bell(Protocol):
+    """Tells that something changed: a job came, was freed, was asked to be cancelled, or ended.
+
+    It only saves waiting: rings may be lost, repeated, or come for nothing. Whoever listens asks the store again, and
+    does so every few seconds even without a ring.
+    """
+
+    async def wait(self, timeout_s: float) -> bool:
+        """Wait for a ring since the last call; False where none came in time."""
+        ...
+
+
+class Store(Protocol):
+    """The jobs of a service."""
+
+    async def add(self, record: JobRecord, lease_to: str | None = None) -> Lease | None:
+        """Accept a new job.
+
+        The idempotency key of a job that failed or was cancelled, or was deleted, is free again.
+
+        Args:
+            record: A queued job.
+            lease_to: The worker that has it at once, out of turn, from ``created`` on; None to let it wait.
+
+        Raises:
+            KeyTakenError: The caller's key stands for another job. Of any number of calls at once, one wins.
+            JobExistsError: The id is taken.
+        """
+        ...
+
+    async def get(self, job_id: str) -> JobRecord:
+        """A job as it stands; :class:`UnknownJobError` where there is none."""
+        ...
+
+    async def page(self, filters: Filters | None = None, cursor: str | None = None, limit: int = 100) -> Page:
+        """Jobs, newest first.
+
+        Args:
+            filters: Which; None for all.
+            cursor: Of the page before; None for the first.
+            limit: At most so many.
+
+        Raises:
+            CursorError: No page gave that cursor.
+        """
+        ...
+
+    async def backlog(self, caller: str) -> Backlog:
+        """What waits, and how many jobs the caller has."""
+        ...
+
+    async def order(self, now: float, limit: int = 1000) -> tuple[str, ...]:
+        """The ids of the waiting jobs in the order in which they will be claimed if no others come."""
+        ...
+
+    async def claim(self, worker: str, wants: Wants, now: float) -> list[Claim]:
+        """Take the next waiting jobs, in the order of :mod:`service.engine.turns`; each counts an attempt.
+
+        The jobs of expired leases are freed before, as :meth:`reap` does. A job that does not fit is not overtaken by
+        one behind it: claim again when there is room.
+
+        Args:
+            worker: Who takes them.
+            wants: How many and which.
+            now: In Unix seconds.
+        """
+        ...
+
+    async def renew(self, leases: Sequence[Lease], now: float, steps: Mapping[str, int] | None = None) -> Renewal:
+        """A heartbeat: keep these leases, and learn what became of their jobs.
+
+        A lease that has expired is still kept if nobody took the job.
+
+        Args:
+            leases: All that the worker holds.
+            now: In Unix seconds.
+            steps: Job → network calls made, for those that are to be told.
+        """
+        ...
+
+    async def start(self, lease: Lease, now: float) -> JobRecord:
+        """The job runs.
+
+        Raises:
+            LostLeaseError: It is not this worker's any more.
+        """
+        ...
+
+    async def checkpoint(self, lease: Lease, checkpoint: Checkpoint) -> JobRecord:
+        """The next attempt can go on here.
+
+        Raises:
+            LostLeaseError: It is not this worker's any more.
+        """
+        ...
+
+    async def finish(self, lease: Lease, ending: Ending, now: float) -> JobRecord:
+        """The job is over, whether or not it was asked to be cancelled; its checkpoint is forgotten.
+
+        Raises:
+            LostLeaseError: It is not this worker's any more.
+        """
+        ...
+
+    async def release(self, lease: Lease, now: float) -> JobRecord:
+        """Give a job back without counting the attempt; one that was asked to be cancelled is cancelled.
+
+        Raises:
+            LostLeaseError: It is not this worker's any more.
+        """
+        ...
+
+    async def request_cancel(self, job_id: str, now: float) -> JobRecord:
+        """Cancel a job that no worker has; ask its worker otherwise. Any number of times, in any state.
+
+        Raises:
+            UnknownJobError: There is none of that id.
+        """
+        ...
+
+    async def set_callback(self, job_id: str, callback: str | None) -> JobRecord:
+        """Note how far telling the client of the end has come.
+
+        Raises:
+            UnknownJobError: There is none of that id.
+        """
+        ...
+
+    async def reap(self, now: float) -> list[JobRecord]:
+        """Free the jobs of expired leases, and end what nobody may work on any more; those that it ended.
+
+        A freed job that was asked to be cancelled is cancelled; one that is late, or that was tried often enough,
+        fails. So does a waiting job that is late. Any process may call it at any time; :meth:`claim` does.
+        """
+        ...
+
+    async def expired(self, before: float, limit: int = 1000) -> list[JobRecord]:
+        """Jobs that ended before a time, the longest ended first."""
+        ...
+
+    async def delete(self, job_ids: Collection[str]) -> int:
+        """Forget jobs that are over, and their idempotency keys; how many there were. Others are left alone."""
+        ...
+
+    async def references(self) -> set[str]:
+        """Every content address that some job refers to."""
+        ...
+
+    def listen(self) -> AbstractAsyncContextManager[Bell]:
+        """A bell of one's own, for as long as the context is open."""
+        ...
+
+    async def wake(self) -> None:
+        """Ring every bell. Writes that others may wait for do so themselves."""
+        ...
+
+    async def close(self) -> None:
+        """Give connections back; the store is of no use afterwards."""
+        ...
