@@ -5,6 +5,7 @@ set -euo pipefail
 
 packages=(
   chromium                               # tests/clients/test_page.py: the page at / in a real browser
+  postgresql                             # tests/postgres.py: a server of the tests' own
   krita python3-pyqt5 python3-sip xvfb   # tests/integrations/test_krita.py: the plug-in in the real program
 )
 

@@ -151,8 +151,7 @@ class MemoryStore:
 
     async def set_callback(self, job_id: str, callback: str | None) -> JobRecord:
         """Note how far telling the client of the end has come."""
-        entry = self._entry(job_id)
-        return self._put(replace(entry, record=replace(entry.record, callback=callback)))
+        return self._put(moves.noted(self._entry(job_id), callback))
 
     async def reap(self, now: float) -> list[JobRecord]:
         """Free the jobs of expired leases, and end what nobody may work on any more."""

@@ -102,6 +102,11 @@ def cancel_asked(entry: Entry, now: float) -> Entry:
     return _over(entry, JobState.CANCELLED, now) if entry.waiting else entry
 
 
+def noted(entry: Entry, callback: str | None) -> Entry:
+    """A job whose callback has come so far."""
+    return replace(entry, record=replace(entry.record, callback=callback))
+
+
 def reaped(entry: Entry, now: float, rules: Rules) -> Entry:
     """A job whose lease has expired or whose deadline has passed, free or at its end; any other as it was."""
     record = entry.record

@@ -182,7 +182,7 @@ def to_plain(record: JobRecord) -> dict[str, Any]:
     }
 
 
-def from_plain(plain: Mapping[str, Any]) -> JobRecord:
+def from_plain(plain: Mapping[Any, Any]) -> JobRecord:
     """The record that :func:`to_plain` made this of; further names are ignored."""
     key, reason, checkpoint = plain["idempotency_key"], plain["reason"], plain["checkpoint"]
     return JobRecord(
@@ -213,7 +213,7 @@ def from_plain(plain: Mapping[str, Any]) -> JobRecord:
 
 
 def _packed(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
+    return json.dumps(value, separators=(",", ":"), sort_keys=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,14 @@
 """The stores that must all behave alike."""
 
-import pytest
+import asyncio
+import shutil
 
-from service.store.memory import MemoryStore
+import pytest
+import sqlalchemy as sa
+
+from service.store.opening import open_store
+from service.store.schema import JOBS, TURNS
+from tests.postgres import postgres_server, postgres_url  # noqa: F401
 
 
 @pytest.fixture
@@ -10,7 +16,45 @@ def anyio_backend():
     return "asyncio"
 
 
-@pytest.fixture(params=["memory"])
-async def store(request):
+async def make(url):
+    """Let a store make its tables."""
+    await (await open_store(url)).close()
+
+
+@pytest.fixture(scope="session")
+def sqlite_template(tmp_path_factory):
+    """A file with empty tables."""
+    file = tmp_path_factory.mktemp("store") / "jobs.db"
+    asyncio.run(make(f"sqlite:///{file}"))
+    return file
+
+
+@pytest.fixture(scope="session")
+def postgres_database(postgres_server):  # noqa: F811
+    """The address of a database with tables, for one test after the other."""
+    url = postgres_server.create()
+    asyncio.run(make(url))
+    return url
+
+
+@pytest.fixture(params=["memory", "sqlite", "postgres"])
+def store_url(request, tmp_path):
+    """The address of a store of each kind."""
+    if request.param == "postgres":
+        return request.getfixturevalue("postgres_database")
+    if request.param == "sqlite":
+        shutil.copy(request.getfixturevalue("sqlite_template"), tmp_path / "jobs.db")
+        return f"sqlite:///{tmp_path / 'jobs.db'}"
+    return "memory:"
+
+
+@pytest.fixture
+async def store(store_url):
     """An empty store of each kind."""
-    return MemoryStore()
+    opened = await open_store(store_url)
+    if store_url.startswith("postgres"):
+        async with opened._engine.begin() as connection:
+            await connection.execute(sa.delete(JOBS))
+            await connection.execute(sa.delete(TURNS))
+    yield opened
+    await opened.close()

@@ -1,0 +1,603 @@
+"""A store in a database: SQLite within one machine, PostgreSQL for many.
+
+A write that concerns one job reads it locked, applies a function of :mod:`service.store.moves`, and writes what has
+changed, in one transaction. Claims and heartbeats are a few statements for any number of jobs. SQLite has one writer at
+a time; on PostgreSQL claims pass over rows that others are claiming, and so do not wait for one another.
+"""
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from alembic.util import CommandError
+from sqlalchemy import event
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from service.store import moves
+from service.store.memory import LocalBell
+from service.store.moves import Candidate, Entry
+from service.store.port import (
+    DiskFullError,
+    JobExistsError,
+    KeyTakenError,
+    Rules,
+    StoreError,
+    StoreUnavailableError,
+    UnknownJobError,
+)
+from service.store.records import (
+    Backlog,
+    Checkpoint,
+    Claim,
+    Ending,
+    Filters,
+    JobRecord,
+    JobState,
+    Lease,
+    Page,
+    Renewal,
+    Wants,
+    cursor_of,
+    from_plain,
+    place_of,
+    to_plain,
+)
+from service.store.schema import JOBS, TURNS
+
+_LOG: Final = logging.getLogger(__name__)
+_BUSY_S: Final = 10
+# The bell's channel, and the lock that lets one process at a time take the migrations' steps.
+_CHANNEL: Final = "superdiff"
+_MIGRATING: Final = 7_369_001
+# Of waiting jobs, so many more than wanted are put in order as others may be claiming them at the same moment.
+_SPARE: Final = 32
+_TRIES: Final = 3
+_REAPED_AT_ONCE: Final = 500
+_DISK_FULL: Final = "the store's disk is full; free some space, or keep finished jobs for a shorter time"
+
+_WAITING: Final = sa.and_(JOBS.c.worker.is_(None), JOBS.c.ended.is_(None))
+_OPEN: Final = JOBS.c.ended.is_(None)
+
+_RENEW: Final = """
+UPDATE jobs SET expires = :expires, step = coalesce(told.step, jobs.step)
+FROM {told}
+WHERE jobs.id = told.id AND jobs.fence = told.fence AND jobs.worker IS NOT NULL
+RETURNING jobs.id, jobs.fence, jobs.worker, jobs.expires, jobs.cancel_requested
+"""
+_TOLD_SQLITE: Final = """(
+    SELECT json_extract(value, '$.id') AS id, json_extract(value, '$.fence') AS fence,
+        json_extract(value, '$.step') AS step
+    FROM json_each(:told)
+) AS told"""
+_TOLD_POSTGRES: Final = "jsonb_to_recordset(CAST(:told AS jsonb)) AS told(id text, fence bigint, step integer)"
+
+
+async def open_sql_store(url: str, rules: Rules | None = None) -> "SqlStore":
+    """The store at an address, its tables made or brought up to date; any number of processes may do so at once.
+
+    Args:
+        url: ``sqlite:///FILE`` or ``postgresql://…``.
+        rules: What all who share the store agree on.
+
+    Raises:
+        StoreUnavailableError: It cannot be reached.
+        StoreError: A newer version of this program has written it.
+    """
+    engine = _engine(url)
+    try:
+        async with _told(), engine.execution_options(write=True).begin() as connection:
+            if engine.dialect.name == "postgresql":
+                await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATING)))
+            await connection.run_sync(migrate)
+    except BaseException:
+        await engine.dispose()
+        raise
+    return SqlStore(engine, rules)
+
+
+def migrate(connection: sa.Connection, to: str = "head") -> None:
+    """Take the steps of ``migrations`` in the connection's transaction.
+
+    Args:
+        connection: In a transaction that nobody else can be in at the same time.
+        to: The last step.
+
+    Raises:
+        StoreError: The database has steps that this version does not know.
+    """
+    config = Config()
+    config.set_main_option("script_location", "service.store:migrations")
+    config.attributes["connection"] = connection
+    try:
+        command.upgrade(config, to)
+    except CommandError as error:
+        detail = "the store was written by another version of this program; run that one, or a newer one"
+        raise StoreError(detail) from error
+
+
+class SqlStore:
+    """See :class:`service.store.port.Store`; made by :func:`open_sql_store`."""
+
+    def __init__(self, engine: AsyncEngine, rules: Rules | None = None) -> None:
+        self._engine, self._rules = engine, rules or Rules()
+        self._writing = engine.execution_options(write=True)
+        self._postgres = engine.dialect.name == "postgresql"
+        # SQLite lets others wait by sleeping, in no order; within this process they come one after the other.
+        self._turn = asyncio.Lock()
+        self._bells: set[LocalBell] = set()
+        self._listener: AsyncConnection | None = None
+        self._hearing = False
+        self._connecting = asyncio.Lock()
+
+    async def add(self, record: JobRecord, lease_to: str | None = None) -> Lease | None:
+        """Accept a new job."""
+        entry = Entry(record)
+        if lease_to is not None:
+            entry = moves.taken(entry, lease_to, record.created, self._rules)
+        insert = self._insert(JOBS).values(_row(entry)).on_conflict_do_nothing().returning(JOBS.c.id)
+        for _ in range(_TRIES):
+            async with self._write() as connection:
+                if (await connection.execute(insert)).first() is not None:
+                    break
+                await self._refuse(connection, record)
+            # Whoever was in the way has gone since.
+        else:
+            raise StoreUnavailableError("the store is busy with the same key; try again")
+        await self.wake()
+        return None if lease_to is None else entry.claim.lease
+
+    async def get(self, job_id: str) -> JobRecord:
+        """A job as it stands."""
+        async with self._read() as connection:
+            found = await _entries(connection, sa.select(JOBS).where(JOBS.c.id == job_id))
+        if not found:
+            raise UnknownJobError(job_id)
+        return found[0].record
+
+    async def page(self, filters: Filters | None = None, cursor: str | None = None, limit: int = 100) -> Page:
+        """Jobs, newest first."""
+        query = page_query(filters or Filters(), cursor).limit(limit + 1)
+        async with self._read() as connection:
+            found = await _entries(connection, query)
+        shown = tuple(entry.record for entry in found[:limit])
+        return Page(shown, cursor_of((shown[-1].created, shown[-1].id)) if len(found) > limit else None)
+
+    async def backlog(self, caller: str) -> Backlog:
+        """What waits, and how many jobs the caller has."""
+        async with self._read() as connection:
+            found = (await connection.execute(backlog_query(caller))).one()
+        return Backlog(*found)
+
+    async def order(self, now: float, limit: int = 1000) -> tuple[str, ...]:
+        """The ids of the waiting jobs in the order in which they will be claimed."""
+        async with self._read() as connection:
+            ordered, _ = await self._in_order(connection, now, limit, None)
+        return tuple(each.id for each in ordered)
+
+    async def claim(self, worker: str, wants: Wants, now: float) -> list[Claim]:
+        """Take the next waiting jobs."""
+        changed = False
+        claims: list[Claim] = []
+        for _ in range(_TRIES):
+            async with self._write() as connection:
+                changed |= bool(await self._reap(connection, now))
+                ordered, admissions = await self._in_order(connection, now, 2 * wants.jobs + _SPARE, wants.models)
+                free = await self._locked(connection, ordered, wants.jobs)
+                chosen = moves.fitting(free, wants)
+                if chosen:
+                    claims = await self._take(connection, chosen, worker, now)
+                    await self._serve(connection, chosen, admissions)
+            # Where others were faster with all of them, there are perhaps more.
+            if free or not ordered:
+                break
+        if changed:
+            await self.wake()
+        return claims
+
+    async def renew(self, leases: Sequence[Lease], now: float, steps: Mapping[str, int] | None = None) -> Renewal:
+        """A heartbeat."""
+        if not leases:
+            return Renewal((), frozenset(), frozenset())
+        told = [{"id": each.job_id, "fence": each.fence, "step": (steps or {}).get(each.job_id)} for each in leases]
+        given = {"told": json.dumps(told), "expires": now + self._rules.lease_s}
+        async with self._write() as connection:
+            found = (await connection.execute(self._renewing, given)).all()
+        kept = {row.id: Lease(row.id, row.worker, row.fence, row.expires) for row in found}
+        return Renewal(
+            tuple(kept[each.job_id] for each in leases if each.job_id in kept),
+            frozenset(each.job_id for each in leases) - kept.keys(),
+            frozenset(row.id for row in found if row.cancel_requested),
+        )
+
+    async def start(self, lease: Lease, now: float) -> JobRecord:
+        """The job runs."""
+        return await self._move(lease, lambda entry: moves.started(entry, now))
+
+    async def checkpoint(self, lease: Lease, checkpoint: Checkpoint) -> JobRecord:
+        """The next attempt can go on here."""
+        return await self._move(lease, lambda entry: moves.checkpointed(entry, checkpoint))
+
+    async def finish(self, lease: Lease, ending: Ending, now: float) -> JobRecord:
+        """The job is over."""
+        record = await self._move(lease, lambda entry: moves.finished(entry, ending, now))
+        await self.wake()
+        return record
+
+    async def release(self, lease: Lease, now: float) -> JobRecord:
+        """Give a job back."""
+        record = await self._move(lease, lambda entry: moves.released(entry, now))
+        await self.wake()
+        return record
+
+    async def request_cancel(self, job_id: str, now: float) -> JobRecord:
+        """Cancel a job, or ask its worker to."""
+        async with self._write() as connection:
+            entry = await self._known(connection, job_id)
+            after = await self._put(connection, entry, moves.cancel_asked(entry, now))
+        await self.wake()
+        return after.record
+
+    async def set_callback(self, job_id: str, callback: str | None) -> JobRecord:
+        """Note how far telling the client of the end has come."""
+        async with self._write() as connection:
+            entry = await self._known(connection, job_id)
+            return (await self._put(connection, entry, moves.noted(entry, callback))).record
+
+    async def reap(self, now: float) -> list[JobRecord]:
+        """Free the jobs of expired leases, and end what nobody may work on any more."""
+        async with self._write() as connection:
+            changed = await self._reap(connection, now)
+        if changed:
+            await self.wake()
+        return [entry.record for entry in changed if entry.record.state.over]
+
+    async def expired(self, before: float, limit: int = 1000) -> list[JobRecord]:
+        """Jobs that ended before a time, the longest ended first."""
+        async with self._read() as connection:
+            return [entry.record for entry in await _entries(connection, expired_query(before).limit(limit))]
+
+    async def delete(self, job_ids: Collection[str]) -> int:
+        """Forget jobs that are over."""
+        over = self._these(job_ids).where(JOBS.c.ended.is_not(None)).with_for_update(skip_locked=True)
+        forgotten = sa.delete(TURNS).where(~sa.exists().where(JOBS.c.caller == TURNS.c.caller))
+        async with self._write() as connection:
+            ids = (await connection.execute(over)).scalars().all()
+            if ids:
+                await connection.execute(sa.delete(JOBS).where(self._among(ids)))
+                await connection.execute(forgotten)
+        return len(ids)
+
+    async def references(self) -> set[str]:
+        """Every content address that some job refers to."""
+        found: set[str] = set()
+        async with self._read() as connection:
+            async for artifacts, checkpoint in await connection.stream(sa.select(JOBS.c.artifacts, JOBS.c.checkpoint)):
+                found.update(json.loads(artifacts).values())
+                found.update(() if checkpoint is None else (checkpoint,))
+        return found
+
+    @asynccontextmanager
+    async def listen(self) -> AsyncIterator["_Bell"]:
+        """A bell of one's own; between processes it rings on PostgreSQL alone."""
+        await self._hear()
+        local = LocalBell()
+        self._bells.add(local)
+        try:
+            yield _Bell(local, self._hear)
+        finally:
+            self._bells.discard(local)
+
+    async def wake(self) -> None:
+        """Ring every bell.
+
+        Not in the transaction of a write: PostgreSQL would let all of those wait for one another.
+        """
+        self._ring()
+        if not self._postgres:
+            return
+        try:
+            async with self._read() as connection:
+                await connection.execute(sa.select(sa.func.pg_notify(_CHANNEL, "")))
+        except StoreError as error:
+            _LOG.warning("nobody was woken: %s", error)
+
+    async def close(self) -> None:
+        """Give connections back."""
+        await self._drop_listener()
+        await self._engine.dispose()
+
+    # Transactions
+
+    @asynccontextmanager
+    async def _read(self) -> AsyncIterator[AsyncConnection]:
+        async with _told(), self._engine.begin() as connection:
+            yield connection
+
+    @asynccontextmanager
+    async def _write(self) -> AsyncIterator[AsyncConnection]:
+        if self._postgres:
+            async with _told(), self._writing.begin() as connection:
+                yield connection
+        else:
+            async with _told(), self._turn, self._writing.begin() as connection:
+                yield connection
+
+    # Statements
+
+    async def _move(self, lease: Lease, how: Callable[[Entry], Entry]) -> JobRecord:
+        async with self._write() as connection:
+            entry = moves.held(await self._entry(connection, lease.job_id), lease)
+            return (await self._put(connection, entry, how(entry))).record
+
+    async def _known(self, connection: AsyncConnection, job_id: str) -> Entry:
+        entry = await self._entry(connection, job_id)
+        if entry is None:
+            raise UnknownJobError(job_id)
+        return entry
+
+    async def _entry(self, connection: AsyncConnection, job_id: str) -> Entry | None:
+        """A job, locked."""
+        found = await _entries(connection, sa.select(JOBS).where(JOBS.c.id == job_id).with_for_update())
+        return found[0] if found else None
+
+    async def _put(self, connection: AsyncConnection, before: Entry, after: Entry) -> Entry:
+        """Write what has changed of a locked job."""
+        old, new = _row(before), _row(after)
+        changes = {name: value for name, value in new.items() if value != old[name]}
+        if changes:
+            await connection.execute(sa.update(JOBS).where(JOBS.c.id == before.record.id).values(changes))
+        return after
+
+    async def _refuse(self, connection: AsyncConnection, record: JobRecord) -> None:
+        """Raise for what is in a new job's way, if it still is."""
+        if record.key is not None:
+            standing = JOBS.c.state.not_in([JobState.FAILED, JobState.CANCELLED])
+            query = sa.select(JOBS).where(
+                JOBS.c.caller == record.caller, JOBS.c.idempotency_key == record.key, standing
+            )
+            if winner := await _entries(connection, query):
+                raise KeyTakenError(winner[0].record)
+        if (await connection.execute(sa.select(JOBS.c.id).where(JOBS.c.id == record.id))).first() is not None:
+            raise JobExistsError(record.id)
+
+    async def _reap(self, connection: AsyncConnection, now: float) -> list[Entry]:
+        """The jobs that were freed or ended."""
+        changed: list[Entry] = []
+        for query in reap_queries(now):
+            found = await _entries(connection, query)
+            changed += [await self._put(connection, entry, moves.reaped(entry, now, self._rules)) for entry in found]
+        return changed
+
+    async def _in_order(
+        self, connection: AsyncConnection, now: float, limit: int, models: frozenset[str] | None
+    ) -> tuple[list[Candidate], int]:
+        """The first waiting jobs in their order, and the highest count of claims so far."""
+        sets = None
+        if models is not None:
+            found = (await connection.execute(sa.select(JOBS.c.models).where(_WAITING).distinct())).scalars()
+            sets = [each for each in found if models.issuperset(json.loads(each))]
+        rows = (await connection.execute(waiting_query(limit, sets))).all()
+        waiting = [Candidate(row.id, row.caller, row.priority, row.created, row.rows) for row in rows]
+        served = {row.caller: row.served for row in rows if row.served is not None}
+        admissions = (await connection.execute(sa.select(sa.func.max(TURNS.c.served)))).scalar() or 0
+        ordered = moves.in_order(waiting, served, admissions, now, self._rules)
+        return [each for each, _ in zip(ordered, range(limit), strict=False)], admissions
+
+    async def _locked(self, connection: AsyncConnection, ordered: Sequence[Candidate], jobs: int) -> list[Candidate]:
+        """The first of these that nobody else is claiming."""
+        if not self._postgres or not ordered:
+            return list(ordered)
+        ids = sa.cast([each.id for each in ordered], postgresql.ARRAY(sa.Text))
+        query = sa.select(JOBS.c.id).where(JOBS.c.id == sa.any_(ids), _WAITING)
+        query = query.order_by(sa.func.array_position(ids, JOBS.c.id)).limit(jobs).with_for_update(skip_locked=True)
+        free = set((await connection.execute(query)).scalars())
+        return [each for each in ordered if each.id in free]
+
+    async def _take(
+        self, connection: AsyncConnection, chosen: Sequence[Candidate], worker: str, now: float
+    ) -> list[Claim]:
+        taken = {
+            "attempts": JOBS.c.attempts + 1,
+            "fence": JOBS.c.fence + 1,
+            "worker": worker,
+            "expires": now + self._rules.lease_s,
+        }
+        update = sa.update(JOBS).where(self._among([each.id for each in chosen])).values(taken).returning(*JOBS.c)
+        claims = {entry.record.id: entry.claim for entry in await _entries(connection, update)}
+        return [claims[each.id] for each in chosen]
+
+    async def _serve(self, connection: AsyncConnection, chosen: Sequence[Candidate], admissions: int) -> None:
+        """Note whose turn it was.
+
+        Who is just now served by another claim is passed over: two claims never wait for each other's callers.
+        """
+        counts = {each.caller: admissions + place for place, each in enumerate(chosen, start=1)}
+        query = sa.select(TURNS.c.caller).where(self._among(list(counts), TURNS.c.caller))
+        free = set((await connection.execute(query.with_for_update(skip_locked=True))).scalars())
+        values = [{"caller": caller, "served": count} for caller, count in sorted(counts.items())]
+        if new := [value for value in values if value["caller"] not in free]:
+            await connection.execute(self._insert(TURNS).on_conflict_do_nothing(), new)
+        update = sa.update(TURNS).where(TURNS.c.caller == sa.bindparam("one")).values(served=sa.bindparam("count"))
+        if old := [{"one": value["caller"], "count": value["served"]} for value in values if value["caller"] in free]:
+            await connection.execute(update, old)
+
+    def _insert(self, table: sa.Table) -> postgresql.Insert | sqlite.Insert:
+        return postgresql.insert(table) if self._postgres else sqlite.insert(table)
+
+    def _these(self, job_ids: Iterable[str]) -> sa.Select[Any]:
+        return sa.select(JOBS.c.id).where(self._among(list(job_ids)))
+
+    def _among(self, names: Sequence[str], column: sa.ColumnElement[str] = JOBS.c.id) -> sa.ColumnElement[bool]:
+        """Whether a column has one of these values: as one parameter, so that any number is one statement."""
+        if self._postgres:
+            return column == sa.any_(sa.cast(names, postgresql.ARRAY(sa.Text)))
+        return column.in_(sa.select(sa.func.json_each(json.dumps(names)).table_valued("value").c.value))
+
+    @property
+    def _renewing(self) -> sa.TextClause:
+        return sa.text(_RENEW.format(told=_TOLD_POSTGRES if self._postgres else _TOLD_SQLITE))
+
+    # Bells
+
+    def _ring(self, *_: object) -> None:
+        for bell in self._bells:
+            bell.ring()
+
+    async def _hear(self) -> None:
+        """Listen to other processes, if the connection for it was lost or is the first."""
+        if not self._postgres:
+            return
+        async with self._connecting:
+            if self._hearing:
+                return
+            await self._drop_listener()
+            try:
+                async with _told():
+                    await self._connect_listener()
+            except StoreError as error:
+                _LOG.warning("nothing is heard from other processes until the next try: %s", error)
+
+    async def _connect_listener(self) -> None:
+        self._listener = await self._engine.connect()
+        driver = (await self._listener.get_raw_connection()).driver_connection
+        if driver is None:
+            raise StoreUnavailableError("the connection was lost")
+        await driver.add_listener(_CHANNEL, self._ring)
+        driver.add_termination_listener(self._unheard)
+        self._hearing = True
+        # What rang meanwhile was not heard.
+        self._ring()
+
+    def _unheard(self, *_: object) -> None:
+        self._hearing = False
+        self._ring()
+
+    async def _drop_listener(self) -> None:
+        """Close its connection: nobody else may get one that listens."""
+        listener, self._listener, self._hearing = self._listener, None, False
+        if listener is not None:
+            await listener.invalidate()
+            await listener.close()
+
+
+class _Bell:
+    """Rings for this process's own writes and, on PostgreSQL, for those of others."""
+
+    def __init__(self, local: LocalBell, hear: Callable[[], Any]) -> None:
+        self._local, self._hear = local, hear
+
+    async def wait(self, timeout_s: float) -> bool:
+        """Wait for a ring since the last call; False where none came in time."""
+        await self._hear()
+        return await self._local.wait(timeout_s)
+
+
+def waiting_query(limit: int, models: Sequence[str] | None) -> sa.Select[Any]:
+    """Of each caller and priority the first waiting jobs, and when the caller was last served.
+
+    Args:
+        limit: At most so many of each.
+        models: Only those that need one of these sets of models, as they are stored; None for all.
+    """
+    columns = JOBS.c.id, JOBS.c.caller, JOBS.c.priority, JOBS.c.created, JOBS.c.rows
+    place = sa.func.row_number().over(
+        partition_by=(JOBS.c.caller, JOBS.c.priority), order_by=(JOBS.c.created, JOBS.c.id)
+    )
+    query = sa.select(*columns, place.label("place")).where(_WAITING)
+    first = (query if models is None else query.where(JOBS.c.models.in_(models))).subquery()
+    joined = sa.outerjoin(first, TURNS, first.c.caller == TURNS.c.caller)
+    return sa.select(first, TURNS.c.served).select_from(joined).where(first.c.place <= limit)
+
+
+def page_query(filters: Filters, cursor: str | None) -> sa.Select[Any]:
+    """The jobs that a list shows, newest first."""
+    query = sa.select(JOBS).order_by(JOBS.c.created.desc(), JOBS.c.id.desc())
+    if filters.caller is not None:
+        query = query.where(JOBS.c.caller == filters.caller)
+    if filters.kind is not None:
+        query = query.where(JOBS.c.kind == filters.kind)
+    if filters.state is not None:
+        query = query.where(JOBS.c.state == filters.state)
+        if not filters.state.over:
+            query = query.where(_OPEN)
+    if cursor is not None:
+        created, job_id = place_of(cursor)
+        query = query.where(sa.tuple_(JOBS.c.created, JOBS.c.id) < sa.tuple_(sa.literal(created), sa.literal(job_id)))
+    return query
+
+
+def backlog_query(caller: str) -> sa.Select[Any]:
+    """Waiting jobs, their rows, and the caller's open jobs."""
+    own = sa.select(sa.func.count()).select_from(JOBS).where(_OPEN, JOBS.c.caller == caller).scalar_subquery()
+    return sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(JOBS.c.rows), 0), own).where(_WAITING)
+
+
+def reap_queries(now: float) -> tuple[sa.Select[Any], ...]:
+    """Expired leases; waiting jobs that are late. What others write at the moment is left to them."""
+    expired = sa.select(JOBS).where(JOBS.c.worker.is_not(None), JOBS.c.expires <= now)
+    late = sa.select(JOBS).where(_WAITING, JOBS.c.deadline <= now)
+    return tuple(query.limit(_REAPED_AT_ONCE).with_for_update(skip_locked=True) for query in (expired, late))
+
+
+def expired_query(before: float) -> sa.Select[Any]:
+    """Jobs that ended before a time, the longest ended first."""
+    return sa.select(JOBS).where(JOBS.c.ended < before).order_by(JOBS.c.ended, JOBS.c.id)
+
+
+def _row(entry: Entry) -> dict[str, Any]:
+    return {**to_plain(entry.record), "fence": entry.fence, "worker": entry.worker, "expires": entry.expires}
+
+
+async def _entries(connection: AsyncConnection, query: sa.Executable) -> list[Entry]:
+    """The jobs that a statement returns, all their columns."""
+    rows = (await connection.execute(query)).mappings().all()
+    return [Entry(from_plain(row), row["fence"], row["worker"], row["expires"]) for row in rows]
+
+
+def _engine(url: str) -> AsyncEngine:
+    parsed = sa.make_url(url)
+    if parsed.get_backend_name() == "postgresql":
+        return create_async_engine(parsed.set(drivername="postgresql+asyncpg"), pool_pre_ping=True)
+    engine = create_async_engine(parsed.set(drivername="sqlite+aiosqlite"))
+
+    @event.listens_for(engine.sync_engine, "connect")
+    def _connected(connection: Any, _: object) -> None:
+        # Transactions are begun below, not by the driver's own guess.
+        connection.isolation_level = None
+        cursor = connection.cursor()
+        for setting in (f"busy_timeout = {_BUSY_S * 1000}", "journal_mode = WAL", "synchronous = FULL"):
+            cursor.execute(f"PRAGMA {setting}")
+        cursor.close()
+
+    @event.listens_for(engine.sync_engine, "begin")
+    def _begun(connection: sa.Connection) -> None:
+        # A transaction that reads first and then writes could not wait for another writer.
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if connection.get_execution_options().get("write") else "BEGIN")
+
+    return engine
+
+
+@asynccontextmanager
+async def _told() -> AsyncIterator[None]:
+    """The driver's errors in the store's words."""
+    try:
+        yield
+    except (OSError, TimeoutError, PoolTimeoutError) as error:
+        raise StoreUnavailableError("the store cannot be reached; try again") from error
+    except DBAPIError as error:
+        if getattr(error.orig, "sqlstate", None) == "53100" or "disk is full" in str(error.orig):
+            raise DiskFullError(_DISK_FULL) from error
+        state = getattr(error.orig, "sqlstate", None) or ""
+        # Lost connections, serialisation, resources, an operator at work.
+        if isinstance(error, OperationalError | InterfaceError) or state[:2] in {"08", "40", "53", "55", "57"}:
+            raise StoreUnavailableError("the store cannot be reached, or is busy; try again") from error
+        raise
