@@ -19,10 +19,13 @@ from service.engine.engine import Engine
 from service.engine.executor import Executor
 from service.engine.metrics import Metrics
 from service.engine.scheduler import Limits
-from service.idempotency import IdempotencyKeys
+from service.keeper.keeper import Keeper, Rhythm
 from service.registry import Registry
 from service.services import Services
 from service.settings import Settings
+from service.store.artifacts import open_artifacts
+from service.store.opening import open_store
+from service.store.port import Rules
 from service.web import page
 
 _LOG: Final = logging.getLogger(__name__)
@@ -50,17 +53,21 @@ def create_app(
         catalog = Catalog.read(read, device, fast=fast) if read else Catalog.builtin(device, fast=fast)
     if engine is None:
         engine = build_engine(settings, catalog)
-    registry = Registry(settings.keep_s, settings.keep_bytes)
-    services = Services(settings, catalog, engine, registry, IdempotencyKeys(registry))
+    registry = Registry(settings.hold_s, settings.hold_bytes)
+    keeper = Keeper(engine, registry, catalog.names, rhythm_of(settings))
+    services = Services(settings, catalog, engine, registry, keeper)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        store = await open_store(settings.database_url, rules_of(settings))
+        await keeper.start(store, open_artifacts(settings.artifacts_url), services.models, services.ready)
         engine.start()
         background = [asyncio.create_task(_load(services)), asyncio.create_task(_forget(services))]
         yield
         for task in background:
             task.cancel()
         await asyncio.to_thread(engine.stop, settings.grace_s)
+        await keeper.stop()
 
     app = FastAPI(
         title="superdiff-serve", version=version("superdiff-serve"), description=_DESCRIPTION, lifespan=lifespan
@@ -98,7 +105,20 @@ def build_engine(settings: Settings, catalog: Catalog) -> Engine:
     executor = Executor(
         catalog, forward_rows=settings.forward_rows, decode_images=settings.decode_images, metrics=metrics
     )
-    return Engine(executor, limits, decode_images=settings.decode_images, metrics=metrics)
+    return Engine(
+        executor, limits, decode_images=settings.decode_images, checkpoint_s=settings.checkpoint_s, metrics=metrics
+    )
+
+
+def rules_of(settings: Settings) -> Rules:
+    """What all processes on one store must agree on."""
+    return Rules(lease_s=settings.lease_s, ageing_s=settings.ageing_s)
+
+
+def rhythm_of(settings: Settings) -> Rhythm:
+    """How often the keeper looks after its jobs: often enough for the lease."""
+    usual = Rhythm()
+    return Rhythm(settings.lease_s, min(usual.beat_s, settings.lease_s / 6), min(usual.poll_s, settings.lease_s / 3))
 
 
 async def _load(services: Services) -> None:
@@ -120,5 +140,9 @@ async def _forget(services: Services) -> None:
     while True:
         await asyncio.sleep(_FORGET_EVERY_S)
         services.registry.forget()
+        try:
+            await services.keeper.forget(services.settings.keep_s)
+        except Exception:
+            _LOG.exception("old jobs cannot be deleted")
         for name in await asyncio.to_thread(services.catalog.unload_idle):
             _LOG.info("unloaded %s: idle", name)

@@ -24,10 +24,11 @@ from pipelines.errors import (
 from pipelines.grammar import GrammarError, UnknownModelInTextError
 from service.engine.job import CancelledJobError, DeadlineError, EngineStoppedError
 from service.engine.scheduler import QueueFullError
-from service.idempotency import IdempotencyError
+from service.keeper.errors import EarlierFailureError, IdempotencyError, MovedError
 from service.pictures import PictureTooLargeError
-from service.registry import UnknownJobError
 from service.schemas.fields import within_sentence
+from service.store.artifacts import ArtifactError
+from service.store.port import DiskFullError, StoreUnavailableError, UnknownJobError
 
 _LOG: Final = logging.getLogger(__name__)
 
@@ -46,6 +47,11 @@ STATUS: Final[Mapping[type[Exception], HTTPStatus]] = {
     DeadlineError: HTTPStatus.GATEWAY_TIMEOUT,
     UnknownJobError: HTTPStatus.NOT_FOUND,
     IdempotencyError: HTTPStatus.CONFLICT,
+    MovedError: HTTPStatus.SERVICE_UNAVAILABLE,
+    EarlierFailureError: HTTPStatus.INTERNAL_SERVER_ERROR,
+    StoreUnavailableError: HTTPStatus.SERVICE_UNAVAILABLE,
+    DiskFullError: HTTPStatus.INSUFFICIENT_STORAGE,
+    ArtifactError: HTTPStatus.INTERNAL_SERVER_ERROR,
 }
 # Seconds after which to ask again, where nothing better is known.
 _RETRY_AFTER_S: Final = {HTTPStatus.TOO_MANY_REQUESTS: 5, HTTPStatus.SERVICE_UNAVAILABLE: 10}
@@ -102,6 +108,8 @@ def fault_of(error: Exception, reference: str | None = None) -> Fault:
             _LOG.error("%s failed", reference, exc_info=error)
         detail = f"The service failed at this request. Tell its operator the {reference}."
         return Fault(HTTPStatus.INTERNAL_SERVER_ERROR, detail)
+    if isinstance(error, EarlierFailureError):
+        status = HTTPStatus(error.status)
     places: tuple[Place, ...] = ()
     if isinstance(error, InvalidInputError | UnknownModelError) and error.field:
         column = error.column if isinstance(error, GrammarError | UnknownModelInTextError) else None
@@ -126,7 +134,9 @@ def install(app: FastAPI, default: Renderer, dialects: Mapping[str, Renderer]) -
     def rendered(request: Request, fault: Fault) -> Response:
         path = request.url.path
         found = [prefix for prefix in dialects if path == prefix or path.startswith(f"{prefix}/")]
-        return dialects[max(found, key=len)](request, fault) if found else default(request, fault)
+        response = dialects[max(found, key=len)](request, fault) if found else default(request, fault)
+        response.headers.update(getattr(request.state, "job_headers", {}))
+        return response
 
     async def known(request: Request, error: Exception) -> Response:
         return rendered(request, fault_of(error))

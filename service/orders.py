@@ -14,11 +14,13 @@ from pipelines.plan import Plan, make_plan
 from service.engine.job import Ask, Job, Source
 from service.expressions import Written
 from service.metadata import Origin, digest
-from service.pictures import ImageFormat, decode_picture, picture_file
+from service.pictures import decode_picture, picture_file
 from service.registry import Record
+from service.rendering import Rendering
 from service.services import Services
 from service.settings import Settings
 from service.sources import Fit, Painted, prepare_source, read_mask, sampled_size
+from service.store.records import Idempotency
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +62,12 @@ class Order:
 
 
 async def take(order: Order, services: Services) -> Job:
-    """Refuse what cannot be answered, and queue the rest; nothing is computed before all is checked.
+    """Refuse what cannot be answered, and make a job of the rest, to be queued; nothing is computed before.
 
     Raises:
         InvalidInputError: What is asked for has no meaning, or is more than this service does for one request.
         IncompatibleModelsError: The models cannot be composed.
         ModelLoadError: A model cannot be loaded.
-        QueueFullError: There is no place.
     """
     expression, settings = order.written.expression, services.settings
     async with services.models(leaf.model for leaf in leaves(expression)) as models:
@@ -80,31 +81,40 @@ async def take(order: Order, services: Services) -> Job:
             retrace = source is not None and source.retrace
             plan = make_plan(expression, params, cards, on_canvas=source is not None, retrace=retrace)
             check_bounds(plan, order.ask, settings)
-        return services.engine.submit(plan, order.ask, source)
+        return Job(plan, order.ask, source)
 
 
 async def accept(
     order: Order,
     services: Services,
-    image_format: ImageFormat = ImageFormat.PNG,
+    rendering: Rendering | None = None,
     *,
-    by_url: bool = False,
-    quality: int | None = None,
-    task: str | None = None,
+    keep: bool = False,
+    idempotency: Idempotency | None = None,
 ) -> Record:
-    """Take an order in and remember its job, to be asked for by its id; see :func:`take` for what is raised.
+    """Take an order in and queue its job, to be asked for by its id; or find the job that its key stands for.
 
     Args:
         order: What is asked for.
         services: The application's parts.
-        image_format: In which its pictures are wanted.
-        by_url: Whether answers hold the pictures' addresses instead of the pictures.
-        quality: Of the pictures' encoding; None for the service's own.
-        task: What its client calls the job, in a dialect in which clients name their jobs.
+        rendering: How its pictures are wanted; of the picture that it began from nothing is said there.
+        keep: Whether the job outlives this process; one with a key does.
+        idempotency: The client's key, if it sent one.
+
+    Raises:
+        QueueFullError: There is no place.
+        IdempotencyError: The key stands for another request.
+        StoreUnavailableError: The job cannot be kept now.
+        DiskFullError: There is no space to keep it.
+        PipelineError: See :func:`take`.
     """
     drawn_on = None if order.known is None or order.known.retrace else order.known
     origin = None if drawn_on is None else await asyncio.to_thread(origin_of, drawn_on)
-    record = Record(await take(order, services), image_format, by_url, quality, task, origin)
+    keep = keep or idempotency is not None
+    record = Record(await take(order, services), replace(rendering or Rendering(), origin=origin), keep)
+    if keep:
+        return await services.keeper.accept(record, idempotency)
+    services.engine.enqueue(record.job)
     services.registry.add(record)
     return record
 

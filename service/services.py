@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from pipelines.catalog import Catalog
 from pipelines.model import Model
 from service.engine.engine import Engine
-from service.idempotency import IdempotencyKeys
+from service.keeper.keeper import Keeper
 from service.registry import Registry
 from service.settings import Settings
 
@@ -28,8 +28,8 @@ class Services:
         settings: What the operator set.
         catalog: The models.
         engine: What runs the jobs.
-        registry: The jobs by id.
-        keys: The jobs by the key that their request came with.
+        registry: The jobs of this process.
+        keeper: The jobs that outlive it; it finds every job.
         ready: Set when the models that are to be ready are loaded, or cannot be.
         created: When the service was built, in Unix time.
         plotting: Held while a figure is drawn: one at a time.
@@ -39,7 +39,7 @@ class Services:
     catalog: Catalog
     engine: Engine
     registry: Registry
-    keys: IdempotencyKeys
+    keeper: Keeper
     ready: asyncio.Event = field(default_factory=asyncio.Event)
     created: int = field(default_factory=lambda: int(time.time()))
     plotting: asyncio.Lock = field(default_factory=asyncio.Lock)

@@ -1,10 +1,13 @@
 """What an operator sets: environment variables with the prefix SUPERDIFF_, or the command line."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+MEMORY: Final = "memory:"
+"""The address of a store that ends with the process."""
 
 
 class Settings(BaseSettings):
@@ -29,8 +32,28 @@ class Settings(BaseSettings):
     stretch: Annotated[
         float, Field(ge=1, description="Times as long as first come, first served that sharing may make a job wait.")
     ] = 2.0
-    keep_s: Annotated[float, Field(ge=0, description="Seconds that finished jobs can be asked for.")] = 600.0
-    keep_bytes: Annotated[int, Field(ge=0, description="Bytes that they may hold, all together.")] = 512 << 20
+    state: Annotated[Path, Field(description="Folder of what outlives the process, where nothing else is said.")] = (
+        Path("~/.local/state/superdiff")
+    )
+    database: Annotated[
+        str,
+        Field(description="Where jobs are kept: sqlite:///FILE, postgresql://… or memory:; none for a file in state."),
+    ] = ""
+    artifacts: Annotated[
+        str, Field(description="Where their files are: a folder or a URL of fsspec; none for a folder in state.")
+    ] = ""
+    lease_s: Annotated[
+        float, Field(ge=1, description="Seconds without a sign of life after which another process takes up its jobs.")
+    ] = 30.0
+    checkpoint_s: Annotated[
+        float, Field(ge=0, description="Seconds between two checkpoints of a running job that is kept; 0 for none.")
+    ] = 30.0
+    keep_s: Annotated[float, Field(ge=0, description="Seconds that finished jobs are kept.")] = 86_400.0
+    keep_bytes: Annotated[int, Field(ge=0, description="Bytes that their files may take, all together.")] = 8 << 30
+    hold_s: Annotated[
+        float, Field(ge=0, description="Seconds that finished jobs of synchronous requests stay in memory.")
+    ] = 600.0
+    hold_bytes: Annotated[int, Field(ge=0, description="Bytes that finished jobs in memory may hold.")] = 512 << 20
     max_job_rows: Annotated[int, Field(ge=1, description="Network rows of one step of one request.")] = 2048
     max_job_work: Annotated[int, Field(ge=1, description="Network rows of one request, over all its steps.")] = 200_000
     max_timeout_s: Annotated[float, Field(gt=0, description="The longest time of a request, and the default.")] = 3600.0
@@ -39,6 +62,18 @@ class Settings(BaseSettings):
         int, Field(ge=1, description="Largest picture, in pixels, times images, candidates and particles.")
     ] = 16 << 20
     grace_s: Annotated[float, Field(ge=0, description="Seconds that running jobs get at shutdown.")] = 30.0
+
+    @property
+    def database_url(self) -> str:
+        """Where jobs are kept."""
+        return self.database or f"sqlite:///{self.state.expanduser() / 'jobs.sqlite'}"
+
+    @property
+    def artifacts_url(self) -> str:
+        """Where their files are; in memory where the jobs are."""
+        if self.artifacts:
+            return self.artifacts
+        return MEMORY if self.database == MEMORY else str(self.state.expanduser() / "artifacts")
 
     @property
     def stream_grace_s(self) -> float:

@@ -12,18 +12,20 @@ from sse_starlette import EventSourceResponse
 from starlette.exceptions import HTTPException
 
 from service.api.accept import EVENT_STREAM, JSON, asynchronous, joined, preferred
-from service.api.answers import answer, drawn, events, job_info, job_path
-from service.api.claims import IdempotencyKey, claimed
+from service.api.addresses import job_headers
+from service.api.answers import answer, drawn, events, job_info
+from service.api.claims import IdempotencyKey, idempotency
 from service.api.waiting import abandoned, await_outcome, until_left
 from service.engine.job import Outcome
 from service.files import encoded
 from service.orders import accept
 from service.pictures import ImageFormat
 from service.registry import Record
+from service.rendering import Rendering
 from service.schemas.requests import Asking, Drawing
 from service.services import Services
 
-STATUSES: Final = (400, 404, 406, 409, 413, 415, 422, 429, 500, 503, 504)
+STATUSES: Final = (400, 404, 406, 409, 413, 415, 422, 429, 500, 503, 504, 507)
 """The faults of a request that makes a job."""
 
 
@@ -65,17 +67,15 @@ async def deliver(body: Asking, request: Request, services: Services, caller: st
     """Queue a request, or find the job that its key stands for, and answer as the client wishes."""
     form = _form(body, wanted)
 
-    async def take_in() -> Record:
-        order = await asyncio.to_thread(body.order, services.catalog.names, caller, services.settings.max_timeout_s)
-        return await accept(order, services, body.pictured or ImageFormat.PNG, by_url=body.by_url)
-
     def asked() -> str:
         return f"{request.url.path} {body.model_dump_json()}"
 
-    record = await claimed(wanted.key, asked, caller, services, take_in)
+    order = await asyncio.to_thread(body.order, services.catalog.names, caller, services.settings.max_timeout_s)
+    rendering = Rendering(body.pictured or ImageFormat.PNG, body.by_url)
+    record = await accept(order, services, rendering, keep=wanted.at_once, idempotency=idempotency(wanted.key, asked))
+    headers = job_headers(request, record.job)
     response = await _respond(record, request, services, wanted, form)
-    response.headers["X-Superdiff-Id"] = record.job.id
-    response.headers["Location"] = job_path(record.job)
+    response.headers.update(headers)
     return response
 
 

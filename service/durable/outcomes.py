@@ -20,7 +20,7 @@ def write_outcome(outcome: Outcome) -> bytes:
     if outcome.lift_maps is not None:
         arrays[_MAPS] = outcome.lift_maps
     arrays |= {_NODE + json.dumps(path): values for path, values in outcome.node_log_density.items()}
-    told = {"queued_s": outcome.queued_s, "run_s": outcome.run_s}
+    told = {"queued_s": outcome.queued_s, "run_s": outcome.run_s, "resumed_from": outcome.resumed_from}
     return pack(_KIND, VERSION, told, arrays | write_points(outcome.trajectory))
 
 

@@ -1,6 +1,5 @@
 """What makes a job, as JSON and one blob: with both, and no model loaded, the same plan is made again."""
 
-from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -12,31 +11,11 @@ from pipelines.plan import Plan, make_plan
 from service.durable.blobs import Array, UnreadableError, pack, unpack
 from service.durable.trees import read_tree, write_tree
 from service.engine.job import Ask, Source
-from service.metadata import Origin
-from service.pictures import ImageFormat
+from service.rendering import Rendering
 
 VERSION: Final = 1
 _SOURCE: Final = "source"
 _ARRAYS: Final = ("pixels", "mask", "blend")
-
-
-@dataclass(frozen=True, slots=True)
-class Wishes:
-    """How a job's pictures are wanted, and what is remembered of the picture that it began from.
-
-    Attributes:
-        image_format: Of its pictures.
-        by_url: Whether answers tell where to fetch pictures instead of holding them.
-        quality: Of the pictures' encoding, as :func:`service.pictures.encode_picture` has it.
-        task: What its caller calls the job, in a dialect in which callers name their jobs; None in others.
-        origin: The picture that the job began from, if there is one.
-    """
-
-    image_format: ImageFormat = ImageFormat.PNG
-    by_url: bool = False
-    quality: int | None = None
-    task: str | None = None
-    origin: Origin | None = None
 
 
 class _Document(BaseModel):
@@ -51,16 +30,16 @@ class _Document(BaseModel):
     on_canvas: bool
     retrace: bool
     ask: Ask
-    wishes: Wishes
+    rendering: Rendering
 
 
-def write_request(plan: Plan, ask: Ask, wishes: Wishes, *, on_canvas: bool) -> str:
+def write_request(plan: Plan, ask: Ask, rendering: Rendering, *, on_canvas: bool) -> str:
     """A job's request as JSON, all but the known picture.
 
     Args:
         plan: What it comes to.
         ask: What its caller wants besides.
-        wishes: How its pictures are wanted.
+        rendering: How its pictures are wanted.
         on_canvas: Whether there is a known picture.
     """
     return _Document(
@@ -70,11 +49,11 @@ def write_request(plan: Plan, ask: Ask, wishes: Wishes, *, on_canvas: bool) -> s
         on_canvas=on_canvas,
         retrace=plan.retrace,
         ask=ask,
-        wishes=wishes,
+        rendering=rendering,
     ).model_dump_json()
 
 
-def read_request(written: str) -> tuple[Plan, Ask, Wishes]:
+def read_request(written: str) -> tuple[Plan, Ask, Rendering]:
     """The plan, what the caller wants besides, and how the pictures are wanted.
 
     Raises:
@@ -87,7 +66,7 @@ def read_request(written: str) -> tuple[Plan, Ask, Wishes]:
         )
     except (ValidationError, PipelineError, KeyError) as error:
         raise UnreadableError("this request was written by another version of the service") from error
-    return plan, told.ask, told.wishes
+    return plan, told.ask, told.rendering
 
 
 def write_source(source: Source) -> bytes:

@@ -47,7 +47,5 @@ def _read(written: dict[str, Any]) -> Expression:
     own: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in written.items()}
     if "method" in own:
         own["method"] = Method(own["method"])
-    if kind is Not:
-        return Not(*terms, **own)
     made: Callable[..., Expression] = kind
-    return made(terms=terms, **own)
+    return made(*terms, **own) if kind is Not else made(terms=terms, **own)

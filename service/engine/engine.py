@@ -114,6 +114,13 @@ class Engine:
         with self._wake:
             return len(self._scheduler.waiting), len(self._scheduler.running) + len(self._finished)
 
+    @property
+    def room(self) -> tuple[int, bool]:
+        """Network rows that could run besides those that wait and run here, and whether nothing does."""
+        with self._wake:
+            jobs = [*self._scheduler.waiting, *self._scheduler.running]
+            return self._scheduler.limits.running_rows - sum(job.rows for job in jobs), not jobs
+
     def positions(self) -> dict[str, int]:
         """For each waiting job, by its id, how many jobs will start before it."""
         with self._wake:
@@ -132,15 +139,20 @@ class Engine:
         """
         return self.enqueue(Job(plan, ask or Ask(), source))
 
-    def enqueue(self, job: Job) -> Job:
-        """Queue a job that was made elsewhere, as :meth:`submit` does; it keeps its id and its age."""
+    def enqueue(self, job: Job, *, bounded: bool = True) -> Job:
+        """Queue a job that was made elsewhere, as :meth:`submit` does; it keeps its id and its age.
+
+        Args:
+            job: Not yet queued.
+            bounded: Whether the queue's bounds hold for it; not for one that was accepted before.
+        """
         with self._wake:
             if not self._open:
                 raise EngineStoppedError("the service is shutting down")
             # A model that there is not is refused here, before the job has a place in the queue.
             self._executor.hold(job)
             try:
-                self._scheduler.submit(job)
+                self._scheduler.submit(job, bounded=bounded)
             except QueueFullError as error:
                 self._executor.release(job, unload=False)
                 self.metrics.refused.inc()
@@ -215,7 +227,7 @@ class Engine:
                 self._guarded(self._executor.start, job)
                 if not job.resumed_from:
                     self.metrics.wait_seconds.observe(job.started - job.submitted)
-            self._advance_next([job for job in running if not (job.over or job.stepped)])
+            self._advance_next([job for job in running if not (job.settled or job.stepped)])
             self._save(job for job in running if now - job.saved >= self._checkpoint_s > 0)
             self._collect(running)
             self._decode()
@@ -292,7 +304,7 @@ class Engine:
         """
         if len(jobs) == 1:
             self._guarded(lambda job: self._executor.advance([job]), jobs[0])
-            return not jobs[0].over
+            return not jobs[0].settled
         indices = [job.index for job in jobs]
         try:
             self._executor.advance(jobs)
@@ -307,7 +319,7 @@ class Engine:
     def _save(self, jobs: Iterable[Job]) -> None:
         """Hand the snapshots of running jobs to their savers; a job whose snapshot fails goes on without one."""
         for job in jobs:
-            if job.saver is None or job.over or job.state is None:
+            if job.saver is None or job.settled or job.state is None:
                 continue
             job.saved = time.monotonic()
             try:
@@ -320,9 +332,9 @@ class Engine:
     def _collect(self, jobs: Iterable[Job]) -> None:
         """Take the jobs that need no more steps out of the running set."""
         with self._wake:
-            over = [job for job in jobs if job.over or job.stepped]
+            over = [job for job in jobs if job.settled or job.stepped]
             self._scheduler.retire(over)
-            stepped = [job for job in over if not job.over]
+            stepped = [job for job in over if not job.settled]
             self._finished += stepped
         for job in stepped:
             job.phase = Phase.DECODING
@@ -368,14 +380,11 @@ class Engine:
             self._end(job, error)
 
     def _end(self, job: Job, how: Outcome | Exception, *, unload: bool = True) -> None:
-        if job.over:
+        if job.settled:
             return
-        if isinstance(how, Exception):
-            job.fail(how)
-        else:
-            job.succeed(how)
+        job.end(how)
         self._executor.release(job, unload=unload)
-        self.metrics.jobs.labels(job.phase.value).inc()
+        self.metrics.jobs.labels(_outcome(how)).inc()
 
     def _observe(self) -> None:
         with self._wake:
@@ -383,6 +392,12 @@ class Engine:
         self.metrics.waiting.set(waiting)
         self.metrics.running.set(len(running))
         self.metrics.running_rows.set(sum(job.rows for job in running))
+
+
+def _outcome(how: Outcome | Exception) -> str:
+    if isinstance(how, Exception):
+        return "cancelled" if isinstance(how, CancelledJobError) else "failed"
+    return "completed"
 
 
 def _late(job: Job) -> str:

@@ -316,6 +316,7 @@ def _outcome(job: Job, samples: Samples, pictures: NDArray[np.uint8]) -> Outcome
         trajectory=tuple(job.points),
         queued_s=max(0.0, job.started - job.submitted - job.ran_s),
         run_s=_ran(job),
+        resumed_from=job.resumed_from,
     )
 
 

@@ -89,6 +89,7 @@ class Outcome:
         trajectory: One point a step; empty unless asked for.
         queued_s: Seconds from submission to the first step.
         run_s: Seconds from then to the decoded picture.
+        resumed_from: The network calls that an earlier run had made; 0 where none had.
     """
 
     pictures: NDArray[np.uint8]
@@ -103,6 +104,7 @@ class Outcome:
     trajectory: tuple[Point, ...]
     queued_s: float
     run_s: float
+    resumed_from: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +158,10 @@ class Snapshot:
 Saver = Callable[[Snapshot], None]
 """Takes a job's snapshots on the engine's thread; it must not wait."""
 
+Sealer = Callable[[Outcome | Exception], None]
+"""Takes a job's end on whatever thread ends it, must not wait, and sees to it that :meth:`Job.conclude` or
+:meth:`Job.leave` is called."""
+
 
 @dataclass(frozen=True, slots=True)
 class Ask:
@@ -195,14 +201,17 @@ class Job:
         ask: What its caller wants besides.
         source: The known picture, if there is one.
         saver: Gets its snapshots; None for a job that nobody resumes.
+        sealer: Gets its end before anybody else hears of it, to write it down; None to tell it at once.
         resume: Where an earlier run of it had come to; None to begin at the first step.
         id: Unlike any other.
         channel: What it tells listeners.
         result: Resolves to the outcome, or to the error that ended the job.
+        attempt: Which run it is; the first is 1.
         cancelled: Set from any thread; the engine drops the job at its next tick.
         submitted: When it came, on the monotonic clock.
         created: The same in Unix time.
         phase: Where it is.
+        settled: Whether the engine is done with it; if it has a sealer, before the phase says so.
         resumed_from: The network calls that an earlier run had made.
         started: When it left the queue.
         ended: When it reached its last phase.
@@ -219,14 +228,17 @@ class Job:
     ask: Ask = field(default_factory=Ask)
     source: Source | None = None
     saver: Saver | None = None
+    sealer: Sealer | None = None
     resume: Snapshot | None = None
     id: str = field(default_factory=new_id)
     channel: Channel = field(default_factory=Channel)
     result: "Future[Outcome]" = field(default_factory=Future)
+    attempt: int = 1
     cancelled: bool = False
     submitted: float = field(default_factory=time.monotonic)
     created: float = field(default_factory=time.time)
     phase: Phase = Phase.QUEUED
+    settled: bool = False
     resumed_from: int = 0
     started: float = 0.0
     ended: float = 0.0
@@ -242,8 +254,13 @@ class Job:
         """Mark the result as running: then only the engine can end it, and no two threads race to."""
         self.result.set_running_or_notify_cancel()
         if self.resume is not None:
-            self.resumed_from = self.steps_taken = self.resume.index
-            self.ran_s = self.resume.ran_s
+            self.go_on(self.resume)
+
+    def go_on(self, snapshot: Snapshot | None) -> None:
+        """Begin where an earlier run had come to, or at the first step; before it is queued."""
+        self.resume = snapshot
+        self.resumed_from = self.steps_taken = 0 if snapshot is None else snapshot.index
+        self.ran_s = 0.0 if snapshot is None else snapshot.ran_s
 
     @property
     def expression(self) -> Expression:
@@ -332,25 +349,41 @@ class Job:
         """Ask the engine to drop the job; harmless at any time and more than once."""
         self.cancelled = True
 
-    def fail(self, error: Exception) -> None:
-        """End the job with an error, unless it has ended."""
-        self._end(Phase.CANCELLED if isinstance(error, CancelledJobError) else Phase.FAILED, error)
-
-    def succeed(self, outcome: Outcome) -> None:
-        """End the job with its outcome, unless it has ended."""
-        self._end(Phase.COMPLETED, outcome)
-
-    def _end(self, phase: Phase, with_what: "Outcome | Exception") -> None:
-        if self.over:
+    def end(self, how: Outcome | Exception) -> None:
+        """The engine is done with the job, unless it was already: tell its end, or hand it to the sealer."""
+        if self.settled:
             return
-        self.steps_taken, self.ended = self.index, time.monotonic()
+        self.settled = True
+        self.steps_taken = self.index
+        sealer = self.sealer
         # Latents, noise and the known picture are the engine's; what is kept of a job that is over is its answer.
         self.source, self.state, self.noise, self.pending, self.points = None, None, None, None, []
-        self.resume = self.saver = None
+        self.resume = self.saver = self.sealer = None
+        if sealer is None:
+            self.conclude(how)
+        else:
+            sealer(how)
+
+    def conclude(self, how: Outcome | Exception) -> None:
+        """Tell the end of the job to all who wait for it, once."""
+        if self.over:
+            return
+        phase = Phase.COMPLETED
+        if isinstance(how, Exception):
+            phase = Phase.CANCELLED if isinstance(how, CancelledJobError) else Phase.FAILED
+        self.ended = time.monotonic()
         # Whoever waits for the result must find the phase; whoever finds the phase first waits a moment for the result.
         self.phase = phase
-        if isinstance(with_what, Exception):
-            self.result.set_exception(with_what)
+        self._resolve(how)
+        self.channel.publish(phase, how, last=True)
+
+    def leave(self, why: Exception) -> None:
+        """The job goes on elsewhere: who waits for it here gets the reason, and listeners hear no end."""
+        self._resolve(why)
+        self.channel.close()
+
+    def _resolve(self, how: Outcome | Exception) -> None:
+        if isinstance(how, Exception):
+            self.result.set_exception(how)
         else:
-            self.result.set_result(with_what)
-        self.channel.publish(phase, with_what, last=True)
+            self.result.set_result(how)

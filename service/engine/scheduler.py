@@ -108,8 +108,19 @@ class Scheduler(Generic[J]):
         """The jobs in the queue, in no order."""
         return [job for queue in self._waiting.values() for job in queue]
 
-    def submit(self, job: J) -> None:
-        """Queue a job; :class:`QueueFullError` where a bound would be passed."""
+    @property
+    def limits(self) -> Limits:
+        """Its bounds."""
+        return self._limits
+
+    def submit(self, job: J, *, bounded: bool = True) -> None:
+        """Queue a job; :class:`QueueFullError` where a bound would be passed, if bounds hold for it."""
+        if bounded:
+            self._check(job)
+        self._due[job] = self._pace.due(job, first=not (self.waiting or self._running))
+        self._waiting.setdefault((job.priority, job.caller), deque()).append(job)
+
+    def _check(self, job: J) -> None:
         waiting = self.waiting
         limits = self._limits
         if len(waiting) >= limits.waiting_jobs:
@@ -130,8 +141,6 @@ class Scheduler(Generic[J]):
         own = sum(other.caller == job.caller for other in (*waiting, *self._running))
         if own >= limits.caller_jobs:
             raise QueueFullError(f"this caller has {own} jobs waiting or running; no more may be", len(waiting))
-        self._due[job] = self._pace.due(job, first=not (waiting or self._running))
-        self._waiting.setdefault((job.priority, job.caller), deque()).append(job)
 
     def admit(self, now: float) -> list[J]:
         """Move the jobs that now fit from the queue to the running set, and return them."""

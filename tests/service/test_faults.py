@@ -7,13 +7,13 @@ from http import HTTPStatus
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from service.idempotency import IdempotencyError
 
 from pipelines import errors as science
 from service.api.problem import MEDIA_TYPE, render
 from service.engine.job import CancelledJobError, DeadlineError, EngineStoppedError
 from service.engine.scheduler import QueueFullError
 from service.faults import STATUS, install, pointer
-from service.idempotency import IdempotencyError
 from service.pictures import PictureTooLargeError
 from service.registry import UnknownJobError
 

@@ -40,6 +40,7 @@ OUTCOME = Outcome(
     trajectory=points(1),
     queued_s=0.25,
     run_s=1 / 3,
+    resumed_from=7,
 )
 
 

@@ -1,4 +1,4 @@
-"""What makes a job survives being written down: the same plan, asks, wishes and picture are read back."""
+"""What makes a job survives being written down: the same plan, asks, rendering and picture are read back."""
 
 import json
 import math
@@ -15,11 +15,12 @@ from pipelines.noise import Grid
 from pipelines.params import SEED_LIMIT, SamplingParams, Select
 from pipelines.plan import make_plan
 from service.durable.blobs import UnreadableError
-from service.durable.requests import Wishes, read_request, read_source, write_request, write_source
+from service.durable.requests import read_request, read_source, write_request, write_source
 from service.durable.trees import read_tree, write_tree
 from service.engine.job import Ask, Source
 from service.metadata import Origin
 from service.pictures import ImageFormat
+from service.rendering import Rendering
 from tests.pipelines.trees import MODELS, ROOTS
 
 CARD = Card(
@@ -74,8 +75,8 @@ ORIGINS = st.builds(
     fit=st.sampled_from(["crop", "pad", "stretch"]),
     feather=st.floats(0, 64),
 )
-WISHES = st.builds(
-    Wishes,
+RENDERINGS = st.builds(
+    Rendering,
     image_format=st.sampled_from(ImageFormat),
     by_url=st.booleans(),
     quality=st.none() | st.integers(0, 100),
@@ -90,11 +91,11 @@ def same(plan, other):
 
 
 @settings(max_examples=60, deadline=None)
-@given(ROOTS, PARAMS, ASKS, WISHES)
-def test_a_request_is_read_as_it_was_written(tree, params, ask, wishes):
+@given(ROOTS, PARAMS, ASKS, RENDERINGS)
+def test_a_request_is_read_as_it_was_written(tree, params, ask, rendering):
     plan = make_plan(tree, params, CARDS, on_canvas=True)
-    read, read_ask, read_wishes = read_request(write_request(plan, ask, wishes, on_canvas=True))
-    assert (read_ask, read_wishes) == (ask, wishes)
+    read, read_ask, read_rendering = read_request(write_request(plan, ask, rendering, on_canvas=True))
+    assert (read_ask, read_rendering) == (ask, rendering)
     assert (read.expression, read.params, read.cards) == (tree, params, plan.cards)
     assert same(read, plan)
 
@@ -113,7 +114,7 @@ def test_loras_and_own_negative_prompts_are_kept():
 def test_a_density_and_one_model_of_another_guidance():
     card = Card(**{name: getattr(CARD, name) for name in Card.__slots__} | {"guidance": Guidance.NONE, "multiple": 0})
     plan = make_plan(LEAF, SamplingParams(guidance_scale=1.0), {"m": card}, on_canvas=True, retrace=True)
-    read, _, _ = read_request(write_request(plan, Ask(), Wishes(), on_canvas=True))
+    read, _, _ = read_request(write_request(plan, Ask(), Rendering(), on_canvas=True))
     assert read.retrace
     assert same(read, plan)
 
@@ -132,7 +133,7 @@ def test_a_density_and_one_model_of_another_guidance():
 )
 def test_what_this_version_cannot_read_is_refused(change):
     plan = make_plan(And((LEAF, Prompt("b", "m"))), SamplingParams(), CARDS)
-    told = json.loads(write_request(plan, Ask(), Wishes(), on_canvas=False))
+    told = json.loads(write_request(plan, Ask(), Rendering(), on_canvas=False))
     with pytest.raises(UnreadableError):
         read_request(json.dumps(change(told)))
 

@@ -69,7 +69,7 @@ def planned(catalog, expression, params, source):
 
 def assert_same(one, other):
     for each in fields(Outcome):
-        if each.name not in {"queued_s", "run_s"}:
+        if each.name not in {"queued_s", "run_s", "resumed_from"}:
             assert equal(getattr(one, each.name), getattr(other, each.name)), each.name
 
 
@@ -85,7 +85,9 @@ def test_a_resumed_job_draws_the_same_to_the_last_bit(engine, catalog, case):
     assert last >= plan.calls - 1
     for index in {first, (first + last) // 2, last}:
         again = engine.enqueue(Job(plan, KEEP, source, resume=snapshots[index]))
-        assert_same(again.result.result(WAIT), whole)
+        outcome = again.result.result(WAIT)
+        assert_same(outcome, whole)
+        assert outcome.resumed_from == index
         assert (again.resumed_from, again.steps_taken) == (index, plan.calls)
 
 
