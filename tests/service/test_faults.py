@@ -7,15 +7,16 @@ from http import HTTPStatus
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
-from service.idempotency import IdempotencyError
 
 from pipelines import errors as science
 from service.api.problem import MEDIA_TYPE, render
 from service.engine.job import CancelledJobError, DeadlineError, EngineStoppedError
 from service.engine.scheduler import QueueFullError
 from service.faults import STATUS, install, pointer
+from service.keeper.errors import EarlierFailureError, IdempotencyError, MovedError
 from service.pictures import PictureTooLargeError
-from service.registry import UnknownJobError
+from service.store.artifacts import ArtifactError
+from service.store.port import DiskFullError, StoreUnavailableError, UnknownJobError
 
 SAMPLES = [
     (science.InvalidInputError("steps must be at least 1, got 0", field=("steps",)), 422),
@@ -29,8 +30,13 @@ SAMPLES = [
     (EngineStoppedError("the service is shutting down"), 503),
     (CancelledJobError("the job was cancelled"), 409),
     (DeadlineError("not done within 3 s"), 504),
-    (UnknownJobError("no job 'x'"), 404),
+    (UnknownJobError("x"), 404),
     (IdempotencyError("the key came before"), 409),
+    (MovedError("the job goes on elsewhere"), 503),
+    (EarlierFailureError("not done within 3 s", 504), 504),
+    (StoreUnavailableError("try again"), 503),
+    (DiskFullError("no space"), 507),
+    (ArtifactError("the file is gone"), 500),
 ]
 
 
