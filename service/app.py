@@ -26,10 +26,12 @@ from service.settings import Settings
 from service.store.artifacts import open_artifacts
 from service.store.opening import open_store
 from service.store.port import Rules
+from service.store.retention import Retention
 from service.web import page
 
 _LOG: Final = logging.getLogger(__name__)
 _FORGET_EVERY_S: Final = 10.0
+_SWEEP_EVERY_S: Final = 60.0
 _DESCRIPTION: Final = (
     "Compose pretrained diffusion models: OR, AND over prompts and models by superposition, "
     "reweighted by the Itô density estimator (Skreta et al., ICLR 2025)."
@@ -59,10 +61,11 @@ def create_app(
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        make_state(settings)
         store = await open_store(settings.database_url, rules_of(settings))
         await keeper.start(store, open_artifacts(settings.artifacts_url), services.models, services.ready)
         engine.start()
-        background = [asyncio.create_task(_load(services)), asyncio.create_task(_forget(services))]
+        background = [asyncio.create_task(each(services)) for each in (_load, _forget, _sweep)]
         yield
         for task in background:
             task.cancel()
@@ -110,6 +113,20 @@ def build_engine(settings: Settings, catalog: Catalog) -> Engine:
     )
 
 
+def make_state(settings: Settings) -> None:
+    """Make the folder for what outlives the process, if something goes there.
+
+    Raises:
+        OSError: It cannot be made; names the setting.
+    """
+    if settings.uses_state:
+        try:
+            settings.state.expanduser().mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            detail = "SUPERDIFF_STATE: the folder cannot be made; name another, or SUPERDIFF_DATABASE=memory: for none"
+            raise OSError(error.errno, detail) from error
+
+
 def rules_of(settings: Settings) -> Rules:
     """What all processes on one store must agree on."""
     return Rules(lease_s=settings.lease_s, ageing_s=settings.ageing_s)
@@ -135,14 +152,22 @@ async def _load(services: Services) -> None:
     services.ready.set()
 
 
+async def _sweep(services: Services) -> None:
+    """Delete kept jobs as their time comes, and files that none refers to."""
+    settings = services.settings
+    retention = Retention(settings.keep_s, settings.keep_bytes)
+    while True:
+        await asyncio.sleep(_SWEEP_EVERY_S)
+        try:
+            await services.keeper.forget(retention)
+        except Exception:
+            _LOG.exception("old jobs cannot be deleted")
+
+
 async def _forget(services: Services) -> None:
     """Drop finished jobs and idle models as their time comes, also when nobody asks."""
     while True:
         await asyncio.sleep(_FORGET_EVERY_S)
         services.registry.forget()
-        try:
-            await services.keeper.forget(services.settings.keep_s)
-        except Exception:
-            _LOG.exception("old jobs cannot be deleted")
         for name in await asyncio.to_thread(services.catalog.unload_idle):
             _LOG.info("unloaded %s: idle", name)

@@ -24,10 +24,9 @@ from pipelines.errors import (
 from pipelines.grammar import GrammarError, UnknownModelInTextError
 from service.engine.job import CancelledJobError, DeadlineError, EngineStoppedError
 from service.engine.scheduler import QueueFullError
-from service.keeper.errors import EarlierFailureError, IdempotencyError, MovedError
+from service.keeper.errors import EarlierFailureError, IdempotencyError, LostFileError, MovedError
 from service.pictures import PictureTooLargeError
 from service.schemas.fields import within_sentence
-from service.store.artifacts import ArtifactError
 from service.store.port import DiskFullError, StoreUnavailableError, UnknownJobError
 
 _LOG: Final = logging.getLogger(__name__)
@@ -51,7 +50,7 @@ STATUS: Final[Mapping[type[Exception], HTTPStatus]] = {
     EarlierFailureError: HTTPStatus.INTERNAL_SERVER_ERROR,
     StoreUnavailableError: HTTPStatus.SERVICE_UNAVAILABLE,
     DiskFullError: HTTPStatus.INSUFFICIENT_STORAGE,
-    ArtifactError: HTTPStatus.INTERNAL_SERVER_ERROR,
+    LostFileError: HTTPStatus.GONE,
 }
 # Seconds after which to ask again, where nothing better is known.
 _RETRY_AFTER_S: Final = {HTTPStatus.TOO_MANY_REQUESTS: 5, HTTPStatus.SERVICE_UNAVAILABLE: 10}

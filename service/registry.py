@@ -1,4 +1,4 @@
-"""The jobs of this process: those that run, and for a while those that are over."""
+"""The jobs that are in memory only: those that run, and for a while those that are over."""
 
 import threading
 import time
@@ -16,7 +16,7 @@ class Record:
     Attributes:
         job: The job.
         rendering: How its pictures are wanted.
-        kept: Whether the store has it too.
+        kept: Whether the store has it.
     """
 
     job: Job

@@ -28,7 +28,7 @@ class Services:
         settings: What the operator set.
         catalog: The models.
         engine: What runs the jobs.
-        registry: The jobs of this process.
+        registry: The jobs that are in memory only.
         keeper: The jobs that outlive it; it finds every job.
         ready: Set when the models that are to be ready are loaded, or cannot be.
         created: When the service was built, in Unix time.

@@ -1,5 +1,6 @@
 """What an operator sets: environment variables with the prefix SUPERDIFF_, or the command line."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -8,6 +9,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 MEMORY: Final = "memory:"
 """The address of a store that ends with the process."""
+_MEMORY_FILES: Final = "memory://superdiff"
 
 
 class Settings(BaseSettings):
@@ -33,7 +35,7 @@ class Settings(BaseSettings):
         float, Field(ge=1, description="Times as long as first come, first served that sharing may make a job wait.")
     ] = 2.0
     state: Annotated[Path, Field(description="Folder of what outlives the process, where nothing else is said.")] = (
-        Path("~/.local/state/superdiff")
+        Field(default_factory=lambda: Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state") / "superdiff")
     )
     database: Annotated[
         str,
@@ -73,7 +75,12 @@ class Settings(BaseSettings):
         """Where their files are; in memory where the jobs are."""
         if self.artifacts:
             return self.artifacts
-        return MEMORY if self.database == MEMORY else str(self.state.expanduser() / "artifacts")
+        return _MEMORY_FILES if self.database == MEMORY else str(self.state.expanduser() / "artifacts")
+
+    @property
+    def uses_state(self) -> bool:
+        """Whether anything is in the folder ``state``."""
+        return not self.database or not (self.artifacts or self.database == MEMORY)
 
     @property
     def stream_grace_s(self) -> float:

@@ -19,3 +19,7 @@ class EarlierFailureError(Exception):
     def __init__(self, reason: str, status: int) -> None:
         super().__init__(reason)
         self.status = status
+
+
+class LostFileError(Exception):
+    """A file of a job is not there any more, or damaged."""

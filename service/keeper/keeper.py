@@ -9,6 +9,7 @@ nobody has (their process died, or gave them back) are taken up while the engine
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import socket
 import time
@@ -27,11 +28,11 @@ from service.durable.snapshots import read_snapshot, write_snapshot
 from service.engine.engine import Engine
 from service.engine.job import CancelledJobError, EngineStoppedError, Job, Outcome, Snapshot
 from service.faults import fault_of
-from service.keeper.errors import IdempotencyError, MovedError
+from service.keeper.errors import IdempotencyError, LostFileError, MovedError
 from service.keeper.kept import Kept
-from service.keeper.stored import OUTCOME, SOURCE, end_of, phase_of, record_of, stored_of
+from service.keeper.stored import OUTCOME, SOURCE, failure_of, phase_of, record_of, stored_of
 from service.registry import Record, Registry
-from service.store.artifacts import ArtifactError, Artifacts
+from service.store.artifacts import Artifacts, DamagedArtifactError, UnknownArtifactError
 from service.store.port import (
     DiskFullError,
     KeyTakenError,
@@ -54,11 +55,13 @@ from service.store.records import (
     cursor_of,
     place_of,
 )
+from service.store.retention import Retention, sweep
 
 _LOG: Final = logging.getLogger(__name__)
 _CLAIMED_AT_ONCE: Final = 8
 _RETRY_S: Final = (0.1, 0.5, 1.0, 2.0)
 _LAST_WRITES_S: Final = 10.0
+_PROBE_BYTES: Final = 1 << 16
 _MOVED: Final = "the job goes on in another process; ask for it again"
 _RESTARTING: Final = "the service is shutting down; the job goes on when it is back"
 
@@ -105,8 +108,7 @@ class Keeper:
         self._loops: list[asyncio.Task[None]] = []
         self._open: tuple[Store, Artifacts] | None = None
         self._stopping = False
-        self.trouble: str | None = None
-        """Why nothing can be written now; None where it can."""
+        self._trouble: StoreError | None = None
 
     async def start(self, store: Store, artifacts: Artifacts, models: Models, ready: asyncio.Event) -> None:
         """Begin.
@@ -139,6 +141,11 @@ class Keeper:
         await store.close()
 
     @property
+    def trouble(self) -> str | None:
+        """Why nothing can be written now; None where it can."""
+        return None if self._trouble is None else str(self._trouble)
+
+    @property
     def _store(self) -> Store:
         return self._parts()[0]
 
@@ -167,6 +174,9 @@ class Keeper:
         job = record.job
         if not self._engine.accepting:
             raise EngineStoppedError("the service is shutting down")
+        if self._trouble is not None:
+            # At once: who waits for a store that does not answer waits long, and others behind it.
+            raise type(self._trouble)(str(self._trouble))
         kept = Kept(record)
         # Here before it is in the store: who sends the same key meanwhile finds it.
         self._kept[job.id] = kept
@@ -181,7 +191,8 @@ class Keeper:
         except Exception as error:
             del self._kept[job.id]
             job.leave(error)
-            if isinstance(error, StoreUnavailableError):
+            if isinstance(error, StoreUnavailableError | DiskFullError):
+                self._note(error)
                 self._spawn(self._disown(job.id))
             raise
         if lease is None:
@@ -195,7 +206,6 @@ class Keeper:
             await self._store.finish(lease, Ending(JobState.CANCELLED), time.time())
             await self._store.delete([job.id])
             raise
-        self._registry.add(record)
         self._spawn(self._write(kept))
         return record
 
@@ -254,20 +264,18 @@ class Keeper:
     async def delete(self, record: Record) -> None:
         """Forget a job that is over, and what it made."""
         job_id = record.job.id
-        if record.kept:
-            with contextlib.suppress(UnknownJobError):
-                stored = await self._store.get(job_id)
-                await self._store.delete([job_id])
-                await self._discard(stored.addresses)
-        self._registry.remove(job_id)
+        if not record.kept:
+            self._registry.remove(job_id)
+            return
+        stored = await self._store.get(job_id)
+        await self._store.delete([job_id])
+        for address in stored.addresses - await self._store.references():
+            # One that was stored again since belongs to a job that comes just now.
+            await self._artifacts.remove(address, stored.ended or 0.0)
 
-    async def forget(self, keep_s: float) -> None:
-        """Delete the jobs that ended longer ago than ``keep_s`` seconds, and the files that no job refers to."""
-        while old := await self._store.expired(time.time() - keep_s):
-            await self._store.delete([stored.id for stored in old])
-            for stored in old:
-                self._registry.remove(stored.id)
-        await self._artifacts.sweep(await self._store.references())
+    async def forget(self, retention: Retention) -> None:
+        """Forget what is too old or too much."""
+        await sweep(self._store, self._artifacts, retention, time.time())
 
     async def position(self, job_id: str) -> int | None:
         """How many waiting jobs come before one that no process has; None where it does not wait."""
@@ -290,13 +298,24 @@ class Keeper:
         """A job of the store as one of this process."""
         record = record_of(stored)
         if stored.state.over:
-            record.job.conclude(end_of(stored, await self._outcome(stored)))
+            record.job.conclude(await self._ended(stored))
         return record
 
-    async def _outcome(self, stored: JobRecord) -> Outcome | None:
+    async def _ended(self, stored: JobRecord) -> Outcome | Exception:
+        """How a job of the store that is over ended."""
         if stored.state is not JobState.COMPLETED:
-            return None
-        return await asyncio.to_thread(read_outcome, await self._artifacts.get(stored.artifacts[OUTCOME]))
+            return failure_of(stored)
+        try:
+            return await asyncio.to_thread(read_outcome, await self._file(stored.artifacts[OUTCOME]))
+        except (LostFileError, UnreadableError) as error:
+            _LOG.error("what job %s made cannot be read: %s", stored.id, error)
+            return LostFileError("the files of this job are lost; it was completed")
+
+    async def _file(self, address: str) -> bytes:
+        try:
+            return await self._artifacts.get(address)
+        except (UnknownArtifactError, DamagedArtifactError) as error:
+            raise LostFileError("a file of this job is lost or damaged") from error
 
     async def _watch(self, record: Record) -> None:
         """Tell here what becomes of a job of another process, until it is over."""
@@ -308,7 +327,7 @@ class Keeper:
                         await self._look(record)
                     if not job.over:
                         await bell.wait(self._rhythm.watch_s)
-        except (StoreError, ArtifactError, UnreadableError) as error:
+        except (StoreError, UnreadableError) as error:
             job.conclude(error)
         finally:
             del self._watched[job.id]
@@ -323,7 +342,7 @@ class Keeper:
             job.conclude(CancelledJobError("the job was deleted"))
             return
         if stored.state.over:
-            job.conclude(end_of(stored, await self._outcome(stored)))
+            job.conclude(await self._ended(stored))
             return
         job.phase, job.steps_taken = phase_of(stored), stored.step
         if not job.channel.newer(0):
@@ -364,17 +383,15 @@ class Keeper:
         try:
             address = await self._artifacts.put(await asyncio.to_thread(write_snapshot, snapshot))
             await self._store.checkpoint(kept.lease, Checkpoint(address, snapshot.index))
-        except (StoreUnavailableError, DiskFullError, ArtifactError) as error:
+        except (StoreUnavailableError, DiskFullError) as error:
             self._note(error)
-        else:
-            self._note(None)
 
     async def _end(self, kept: Kept, how: Outcome | Exception) -> None:
         """Write the end of a job, then tell it."""
         try:
             ending = await self._ending(kept.job, how)
             await self._persisted(lambda: self._store.finish(kept.lease, ending, time.time()))
-        except (DiskFullError, ArtifactError) as error:
+        except DiskFullError as error:
             _LOG.error("job %s failed: %s", kept.job.id, error)
             self._note(error)
             how = error
@@ -399,23 +416,19 @@ class Keeper:
         tries = 0
         while True:
             try:
-                done = await act()
+                return await act()
             except StoreUnavailableError as error:
                 self._note(error)
             except DiskFullError as error:
                 self._note(error)
                 if not through_full_disk:
                     raise
-            else:
-                self._note(None)
-                return done
             await asyncio.sleep(_RETRY_S[min(tries, len(_RETRY_S) - 1)])
             tries += 1
 
     def _drop(self, kept: Kept, why: Exception) -> None:
         """Let go of a job that goes on elsewhere."""
         self._kept.pop(kept.job.id, None)
-        self._registry.remove(kept.job.id)
         if not kept.job.result.done():
             kept.job.leave(why)
 
@@ -436,9 +449,9 @@ class Keeper:
                     if rung or time.monotonic() - renewed >= self._rhythm.lease_s / 3:
                         renewed = time.monotonic()
                         await self._renew()
-                    if self.trouble is not None:
+                    if self._trouble is not None:
                         await self._probe()
-                except (StoreUnavailableError, DiskFullError, ArtifactError) as error:
+                except (StoreUnavailableError, DiskFullError) as error:
                     self._note(error)
                 except Exception:
                     _LOG.exception("a heartbeat failed")
@@ -478,9 +491,10 @@ class Keeper:
 
     async def _probe(self) -> None:
         """Whether what could not be written can be by now."""
-        await self._artifacts.put(b"")
-        await self._store.backlog("")
-        self._note(None)
+        written = await self._artifacts.put(os.urandom(_PROBE_BYTES))
+        await self._artifacts.remove(written, math.inf)
+        await self._store.reap(time.time())
+        self._trouble = None
 
     async def _take_up(self, ready: asyncio.Event) -> None:
         """Take up jobs that nobody has, while there is room."""
@@ -525,7 +539,6 @@ class Keeper:
             await self._store.finish(claim.lease, ending, time.time())
             return
         kept = self._kept[stored.id] = Kept(record, claim.lease)
-        self._registry.add(record)
         self._spawn(self._write(kept))
         try:
             await self._restore(record.job, stored)
@@ -537,7 +550,7 @@ class Keeper:
     async def _restore(self, job: Job, stored: JobRecord) -> None:
         """Give a job of the store its known picture, its checkpoint, and models that are what they were."""
         if SOURCE in stored.artifacts:
-            job.source = await asyncio.to_thread(read_source, await self._artifacts.get(stored.artifacts[SOURCE]))
+            job.source = await asyncio.to_thread(read_source, await self._file(stored.artifacts[SOURCE]))
         async with self._models(job.plan.models) as models:
             cards = {name: models[name].card for name in job.plan.cards}
         if cards == job.plan.cards:
@@ -553,22 +566,16 @@ class Keeper:
         if stored.checkpoint is None:
             return None
         try:
-            return await asyncio.to_thread(read_snapshot, await self._artifacts.get(stored.checkpoint.address))
-        except (ArtifactError, UnreadableError) as error:
+            return await asyncio.to_thread(read_snapshot, await self._file(stored.checkpoint.address))
+        except (LostFileError, UnreadableError) as error:
             _LOG.warning("the checkpoint of job %s cannot be read, it begins anew: %s", stored.id, error)
             return None
 
-    async def _discard(self, addresses: Iterable[str]) -> None:
-        """Delete files, unless another job refers to them."""
-        for address in set(addresses) - await self._store.references():
-            await self._artifacts.delete(address)
-
-    def _note(self, error: Exception | None) -> None:
-        """Remember why nothing can be written, or that it can."""
-        told = None if error is None else str(error)
-        if told is not None and self.trouble is None:
-            _LOG.error("jobs cannot be written down: %s", told)
-        self.trouble = told
+    def _note(self, error: StoreError) -> None:
+        """Remember why nothing can be written, until a probe can."""
+        if self._trouble is None:
+            _LOG.error("jobs cannot be written down: %s", error)
+        self._trouble = error
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

@@ -8,7 +8,7 @@ from typing import Final
 from pipelines.composition import leaves
 from service.durable.requests import read_request, write_request
 from service.engine.events import Channel
-from service.engine.job import CancelledJobError, Job, Outcome, Phase
+from service.engine.job import CancelledJobError, Job, Phase
 from service.expressions import leaf_names
 from service.keeper.errors import EarlierFailureError
 from service.registry import Record
@@ -82,15 +82,8 @@ def phase_of(stored: JobRecord) -> Phase:
     return Phase.RUNNING if stored.state is JobState.RUNNING else Phase.QUEUED
 
 
-def end_of(stored: JobRecord, outcome: Outcome | None) -> Outcome | Exception:
-    """How a job of the store ended.
-
-    Args:
-        stored: A job that is over.
-        outcome: What it gave, if it is completed.
-    """
-    if outcome is not None:
-        return outcome
+def failure_of(stored: JobRecord) -> Exception:
+    """Why a job of the store that is over gave nothing."""
     if stored.failure is not None:
         return EarlierFailureError(stored.failure.reason, stored.failure.status)
     return CancelledJobError("the job was cancelled")

@@ -13,9 +13,8 @@ from service.api.problem import MEDIA_TYPE, render
 from service.engine.job import CancelledJobError, DeadlineError, EngineStoppedError
 from service.engine.scheduler import QueueFullError
 from service.faults import STATUS, install, pointer
-from service.keeper.errors import EarlierFailureError, IdempotencyError, MovedError
+from service.keeper.errors import EarlierFailureError, IdempotencyError, LostFileError, MovedError
 from service.pictures import PictureTooLargeError
-from service.store.artifacts import ArtifactError
 from service.store.port import DiskFullError, StoreUnavailableError, UnknownJobError
 
 SAMPLES = [
@@ -36,7 +35,7 @@ SAMPLES = [
     (EarlierFailureError("not done within 3 s", 504), 504),
     (StoreUnavailableError("try again"), 503),
     (DiskFullError("no space"), 507),
-    (ArtifactError("the file is gone"), 500),
+    (LostFileError("the file is gone"), 410),
 ]
 
 
