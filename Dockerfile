@@ -10,8 +10,8 @@ RUN python -m venv /opt/superdiff \
 
 FROM python:3.11-slim
 RUN useradd --create-home --uid 10001 superdiff \
-    && mkdir -p /models /etc/superdiff \
-    && chown superdiff /models
+    && mkdir -p /models /state /etc/superdiff \
+    && chown superdiff /models /state
 COPY --from=build /opt/superdiff /opt/superdiff
 COPY superdiff.toml /etc/superdiff/superdiff.toml
 ENV PATH=/opt/superdiff/bin:$PATH \
@@ -19,6 +19,7 @@ ENV PATH=/opt/superdiff/bin:$PATH \
     HF_HOME=/models/huggingface \
     SUPERDIFF_HOST=0.0.0.0 \
     SUPERDIFF_PORT=8000 \
+    SUPERDIFF_STATE=/state \
     SUPERDIFF_CATALOG=/etc/superdiff/superdiff.toml
 USER superdiff
 WORKDIR /home/superdiff

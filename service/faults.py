@@ -22,6 +22,7 @@ from pipelines.errors import (
     UnknownModelError,
 )
 from pipelines.grammar import GrammarError, UnknownModelInTextError
+from service.durable.blobs import UnreadableError
 from service.engine.job import CancelledJobError, DeadlineError, EngineStoppedError
 from service.engine.scheduler import QueueFullError
 from service.keeper.errors import EarlierFailureError, IdempotencyError, LostFileError, MovedError
@@ -48,6 +49,7 @@ STATUS: Final[Mapping[type[Exception], HTTPStatus]] = {
     IdempotencyError: HTTPStatus.CONFLICT,
     MovedError: HTTPStatus.SERVICE_UNAVAILABLE,
     EarlierFailureError: HTTPStatus.INTERNAL_SERVER_ERROR,
+    UnreadableError: HTTPStatus.INTERNAL_SERVER_ERROR,
     StoreUnavailableError: HTTPStatus.SERVICE_UNAVAILABLE,
     DiskFullError: HTTPStatus.INSUFFICIENT_STORAGE,
     LostFileError: HTTPStatus.GONE,

@@ -116,10 +116,11 @@ class Engine:
 
     @property
     def room(self) -> tuple[int, bool]:
-        """Network rows that could run besides those that wait and run here, and whether nothing does."""
+        """Network rows that could run besides those that wait and run here, and whether no job waits."""
         with self._wake:
-            jobs = [*self._scheduler.waiting, *self._scheduler.running]
-            return self._scheduler.limits.running_rows - sum(job.rows for job in jobs), not jobs
+            waiting = self._scheduler.waiting
+            used = sum(job.rows for job in (*waiting, *self._scheduler.running))
+            return self._scheduler.limits.running_rows - used, not waiting
 
     def positions(self) -> dict[str, int]:
         """For each waiting job, by its id, how many jobs will start before it."""

@@ -51,6 +51,7 @@ from service.store.records import (
     Idempotency,
     JobRecord,
     JobState,
+    Lease,
     Wants,
     cursor_of,
     place_of,
@@ -188,9 +189,9 @@ class Keeper:
         except KeyTakenError as error:
             del self._kept[job.id]
             return await self._standing_for(error.winner, idempotency)
-        except Exception as error:
+        except BaseException as error:
             del self._kept[job.id]
-            job.leave(error)
+            job.leave(error if isinstance(error, Exception) else MovedError(_RESTARTING))
             if isinstance(error, StoreUnavailableError | DiskFullError):
                 self._note(error)
                 self._spawn(self._disown(job.id))
@@ -203,8 +204,7 @@ class Keeper:
         except Exception as error:
             del self._kept[job.id]
             job.leave(error)
-            await self._store.finish(lease, Ending(JobState.CANCELLED), time.time())
-            await self._store.delete([job.id])
+            await self._undo(lease)
             raise
         self._spawn(self._write(kept))
         return record
@@ -432,6 +432,15 @@ class Keeper:
         if not kept.job.result.done():
             kept.job.leave(why)
 
+    async def _undo(self, lease: Lease) -> None:
+        """The store has a job for which there is no place here: it was never accepted."""
+        try:
+            await self._store.finish(lease, Ending(JobState.CANCELLED), time.time())
+            await self._store.delete([lease.job_id])
+        except StoreError as error:
+            _LOG.warning("job %s was refused, but cannot be deleted now: %s", lease.job_id, error)
+            self._spawn(self._disown(lease.job_id))
+
     async def _disown(self, job_id: str) -> None:
         """Nobody heard that this job was accepted, but the store may have it: it shall not run."""
         with contextlib.suppress(UnknownJobError):
@@ -439,15 +448,16 @@ class Keeper:
 
     async def _beat(self) -> None:
         """Tell the store which jobs run and how far they are, and keep the leases."""
-        renewed = time.monotonic()
+        renewed, heard = time.monotonic(), False
         async with self._store.listen() as bell:
             while not self._stopping:
-                rung = await bell.wait(self._rhythm.beat_s)
-                await asyncio.sleep(min(self._rhythm.beat_s, 0.2) if rung else 0)
+                heard |= await bell.wait(self._rhythm.beat_s)
+                since = time.monotonic() - renewed
                 try:
                     await self._tell_started()
-                    if rung or time.monotonic() - renewed >= self._rhythm.lease_s / 3:
-                        renewed = time.monotonic()
+                    # A bell may mean that a job here was asked to be cancelled.
+                    if since >= (self._rhythm.beat_s if heard else self._rhythm.lease_s / 3):
+                        renewed, heard = time.monotonic(), False
                         await self._renew()
                     if self._trouble is not None:
                         await self._probe()
@@ -517,14 +527,12 @@ class Keeper:
         """Claim what there is room for; whether there was something."""
         if not self._engine.accepting:
             return False
-        rows, idle = self._engine.room
-        claims: list[Claim] = []
-        if rows > 0:
-            wants = Wants(_CLAIMED_AT_ONCE, rows, self._names, idle)
-            claims = await self._store.claim(self._worker, wants, time.time())
-        if not claims and self._engine.load[0] == 0:
-            # One that waits here, so that the device need not when there is room.
-            claims = await self._store.claim(self._worker, Wants(models=self._names), time.time())
+        rows, first = self._engine.room
+        if rows <= 0 and not first:
+            return False
+        # The first may need more rows than are free: it waits here then, so that the device need not.
+        wants = Wants(_CLAIMED_AT_ONCE, max(0, rows), self._names, idle=first)
+        claims = await self._store.claim(self._worker, wants, time.time())
         for claim in claims:
             await self._go_on(claim)
         return bool(claims)

@@ -38,7 +38,10 @@ class Server:
         with suppress(ProcessLookupError, psutil.NoSuchProcess):
             self.spent.append(self.cpu_s)
             self.signal(signal.SIGKILL)
-        # Its port is closed once it is gone.
+        self.wait()
+
+    def wait(self):
+        """Until it is gone, and its port closed."""
         end = time.monotonic() + READY_S
         while time.monotonic() < end:
             try:

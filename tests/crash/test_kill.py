@@ -164,3 +164,40 @@ def test_a_server_that_slept_past_its_lease_writes_nothing_more(servers, tmp_pat
     until(lambda: httpx.get(f"{one.url}{paths[0]}", timeout=WAIT_S).json()["status"] == "completed")
     assert_all_succeeded_once(one, paths, pictures)
     assert [stored(database, path) for path in paths] == before
+
+
+def test_a_job_whose_processes_always_die_is_given_up(servers, tmp_path):
+    settings = {"database": f"sqlite:///{tmp_path / 'jobs.sqlite'}", "artifacts": str(tmp_path / "files"), "lease_s": 1}
+    server = servers.start(**settings)
+    path = submit(server, "poison", body(1, steps=1000))
+    for attempt in (1, 2, 3):
+        until(lambda: stored(settings["database"], path).state == "running")
+        assert stored(settings["database"], path).attempts == attempt
+        server.kill()
+        until(lambda: stored(settings["database"], path).attempts == attempt)
+        server = servers.start(**settings)
+        until(lambda: (found := stored(settings["database"], path)).attempts > attempt or found.state == "failed")
+    info = httpx.get(f"{server.url}{path}").json()
+    assert (info["status"], info["attempts"]) == ("failed", 3)
+    assert "stopped" in info["error"]
+    # The key is free again.
+    assert submit(server, "poison", body(1, steps=1)) != path
+
+
+def test_a_server_that_is_told_to_stop_gives_its_jobs_back_where_they_are(servers, tmp_path):
+    asked = [body(7, steps=100), body(8)]
+    pictures = expected(servers, asked)
+    database = f"sqlite:///{tmp_path / 'jobs.sqlite'}"
+    # A lease of a day: nobody could take the jobs up unless they were given back.
+    settings = {"database": database, "artifacts": str(tmp_path / "files"), "lease_s": 86_400, "checkpoint_s": 0}
+    server = servers.start(**settings)
+    paths = [submit(server, f"key {i}", each) for i, each in enumerate(asked)]
+    until(lambda: httpx.get(f"{server.url}{paths[0]}").json()["step"] >= 5)
+    server.signal(signal.SIGTERM)
+    server.wait()
+    before = stored(database, paths[0])
+    assert before.state == "queued"
+    assert before.checkpoint.step >= 5
+    server = servers.start(**settings)
+    assert_all_succeeded_once(server, paths, pictures, most_attempts=1)
+    assert httpx.get(f"{server.url}{paths[0]}").json()["result"]["timings"]["resumed_from"] == before.checkpoint.step

@@ -10,6 +10,7 @@ from fastapi.testclient import TestClient
 
 from pipelines import errors as science
 from service.api.problem import MEDIA_TYPE, render
+from service.durable.blobs import UnreadableError
 from service.engine.job import CancelledJobError, DeadlineError, EngineStoppedError
 from service.engine.scheduler import QueueFullError
 from service.faults import STATUS, install, pointer
@@ -33,6 +34,7 @@ SAMPLES = [
     (IdempotencyError("the key came before"), 409),
     (MovedError("the job goes on elsewhere"), 503),
     (EarlierFailureError("not done within 3 s", 504), 504),
+    (UnreadableError("another version wrote it"), 500),
     (StoreUnavailableError("try again"), 503),
     (DiskFullError("no space"), 507),
     (LostFileError("the file is gone"), 410),
