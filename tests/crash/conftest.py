@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from tests.pipelines.families import tiny
-from tests.postgres import postgres_server, postgres_url  # noqa: F401
+from tests.postgres import *  # noqa: F403
 
 READY_S = 60
 
