@@ -1,5 +1,6 @@
 """What HTTP adds to a request in process, and how quick /healthz stays while the engine is saturated."""
 
+import os
 import statistics
 import subprocess
 import sys
@@ -82,6 +83,7 @@ def main() -> None:
         [sys.executable, "-m", "service.cli", "serve", "--port", str(PORT)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        env=os.environ | {"SUPERDIFF_DATABASE": "memory:"},
     )
     try:
         deadline = time.monotonic() + 120

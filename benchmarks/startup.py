@@ -1,5 +1,6 @@
 """How long `superdiff serve` takes until it is ready, and what it keeps in memory with the models that ship loaded."""
 
+import os
 import subprocess
 import sys
 import time
@@ -30,6 +31,7 @@ def once() -> tuple[float, float, float]:
         [sys.executable, "-m", "service.cli", "serve", "--port", str(PORT)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        env=os.environ | {"SUPERDIFF_DATABASE": "memory:"},
     )
     try:
         while not ready():

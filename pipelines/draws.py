@@ -62,6 +62,21 @@ class NoiseSource:
             torch.rand((), generator=generator, dtype=torch.float64, out=number)
         return Draw(normals, uniforms)
 
+    @property
+    def states(self) -> Tensor:
+        """(B + G, …) uint8: how far every generator is, to go on from by :meth:`go_on`."""
+        return torch.stack([generator.get_state() for generator in (*self._normal, *self._uniform)])
+
+    def go_on(self, states: Tensor) -> None:
+        """Go on from where a source of the same parameters and shape was.
+
+        Args:
+            states: Of that source.
+        """
+        for generator, state in zip((*self._normal, *self._uniform), states, strict=True):
+            # A copy: torch reads from the beginning of the storage, whatever part of it the tensor is.
+            generator.set_state(state.clone())
+
 
 def probes(params: SamplingParams, shape: Shape, index: int) -> Tensor:
     """Rademacher vectors e for Hutchinson's estimator at a network call, independent of the samples.

@@ -49,6 +49,7 @@ class Plan:
     Attributes:
         expression: What to compose.
         params: How to sample.
+        cards: Of the models that it was made for, by name.
         rows: The distinct questions to the networks: what is computed for every sample at every step.
         slots: For each of the M leaves, then of the P references, the index of its row.
         program: What the steps do with the answers.
@@ -62,6 +63,7 @@ class Plan:
 
     expression: Expression
     params: SamplingParams
+    cards: Mapping[str, Card]
     rows: tuple[Row, ...]
     slots: tuple[int, ...]
     program: Program
@@ -150,6 +152,7 @@ def make_plan(
     return Plan(
         expression=expression,
         params=params,
+        cards=used,
         rows=rows,
         slots=slots,
         program=program,

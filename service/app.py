@@ -24,13 +24,17 @@ from service.engine.engine import Engine
 from service.engine.executor import Executor
 from service.engine.metrics import Metrics
 from service.engine.scheduler import Limits
-from service.idempotency import IdempotencyKeys
+from service.keeper.keeper import Keeper, Rhythm
 from service.keyring import Keyring
 from service.registry import Registry
 from service.reloading import load_all
 from service.services import Services
 from service.settings import Settings
+from service.store.artifacts import open_artifacts
 from service.store.keys import open_keys
+from service.store.opening import open_store
+from service.store.port import Rules
+from service.store.retention import Retention
 from service.tracing import Tracing, provider_from_environment, wanted
 from service.web import page
 
@@ -47,6 +51,7 @@ _CORS_TOLD: Final = [
     "WWW-Authenticate",
     *(f"X-Superdiff-{name}" for name in ("Id", "Seed", "Log-Density", "Kappa", "Lift", "Scale")),
 ]
+_SWEEP_EVERY_S: Final = 60.0
 _DESCRIPTION: Final = (
     "Compose pretrained diffusion models: OR, AND over prompts and models by superposition, "
     "reweighted by the Itô density estimator (Skreta et al., ICLR 2025)."
@@ -77,7 +82,8 @@ def create_app(
         tracing = Tracing(provider_from_environment())
     if engine is None:
         engine = build_engine(settings, catalog, tracing)
-    registry = Registry(settings.keep_s, settings.keep_bytes)
+    registry = Registry(settings.hold_s, settings.hold_bytes)
+    keeper = Keeper(engine, registry, rhythm_of(settings))
     keyring = Keyring(lambda: open_keys(settings.database_url))
     callbacks = Callbacks(
         settings.callback_hosts,
@@ -85,21 +91,25 @@ def create_app(
         private=settings.callback_private,
         metrics=engine.metrics,
     )
-    services = Services(settings, catalog, engine, registry, IdempotencyKeys(registry), keyring, callbacks)
+    services = Services(settings, catalog, engine, registry, keeper, keyring, callbacks)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        make_state(settings)
         try:
             await keyring.open(settings)
         except BaseException:
             await keyring.close()
             raise
+        store = await open_store(settings.database_url, rules_of(settings))
+        await keeper.start(store, open_artifacts(settings.artifacts_url), services)
         engine.start()
-        background = [asyncio.create_task(_load(services)), asyncio.create_task(_forget(services))]
+        background = [asyncio.create_task(each(services)) for each in (_load, _forget, _sweep)]
         yield
         for task in background:
             task.cancel()
         await asyncio.to_thread(engine.stop, settings.grace_s)
+        await keeper.stop()
         await callbacks.close()
         await keyring.close()
         if tracing is not None:
@@ -175,9 +185,35 @@ def build_engine(settings: Settings, catalog: Catalog, tracing: Tracing | None =
         executor,
         limits,
         decode_images=settings.decode_images,
+        checkpoint_s=settings.checkpoint_s,
         metrics=metrics,
         watching=None if tracing is None else tracing.watch,
     )
+
+
+def make_state(settings: Settings) -> None:
+    """Make the folder for what outlives the process, if something goes there.
+
+    Raises:
+        OSError: It cannot be made; names the setting.
+    """
+    if settings.uses_state:
+        try:
+            settings.state.expanduser().mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            detail = "SUPERDIFF_STATE: the folder cannot be made; name another, or SUPERDIFF_DATABASE=memory: for none"
+            raise OSError(error.errno, detail) from error
+
+
+def rules_of(settings: Settings) -> Rules:
+    """What all processes on one store must agree on."""
+    return Rules(lease_s=settings.lease_s, ageing_s=settings.ageing_s)
+
+
+def rhythm_of(settings: Settings) -> Rhythm:
+    """How often the keeper looks after its jobs: often enough for the lease."""
+    usual = Rhythm()
+    return Rhythm(settings.lease_s, min(usual.beat_s, settings.lease_s / 6), min(usual.poll_s, settings.lease_s / 3))
 
 
 async def _load(services: Services) -> None:
@@ -185,6 +221,18 @@ async def _load(services: Services) -> None:
     if services.settings.preload:
         await load_all(services, services.catalog)
     services.ready.set()
+
+
+async def _sweep(services: Services) -> None:
+    """Delete kept jobs as their time comes, and files that none refers to."""
+    settings = services.settings
+    retention = Retention(settings.keep_s, settings.keep_bytes)
+    while True:
+        await asyncio.sleep(_SWEEP_EVERY_S)
+        try:
+            await services.keeper.forget(retention)
+        except Exception:
+            _LOG.exception("old jobs cannot be deleted")
 
 
 async def _forget(services: Services) -> None:

@@ -21,6 +21,10 @@ _SECRET_BYTES: Final = 32
 _IPV6_NETWORK: Final = 64
 
 
+Session = tuple[str, str | None]
+"""A caller's id and a label: one of its clients."""
+
+
 class Scope(StrEnum):
     """What a key may be used for."""
 
@@ -140,7 +144,7 @@ class Caller:
     label: str | None = None
 
     @property
-    def session(self) -> tuple[str, str | None]:
+    def session(self) -> Session:
         """What is remembered for one of its clients: Idempotency-Keys, options, tasks."""
         return self.id, self.label
 

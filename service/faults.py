@@ -24,15 +24,15 @@ from pipelines.errors import (
     UnknownModelError,
 )
 from pipelines.grammar import GrammarError, UnknownModelInTextError
+from service.durable.blobs import UnreadableError
 from service.engine.job import CancelledJobError, DeadlineError, EngineStoppedError
 from service.engine.scheduler import QueueFullError
-from service.idempotency import IdempotencyError
+from service.keeper.errors import EarlierFailureError, IdempotencyError, LostFileError, MovedError
 from service.logs import request_id
 from service.pictures import PictureTooLargeError
 from service.quotas import QuotaError
-from service.registry import UnknownJobError
 from service.schemas.fields import MOST_PLACES, within_sentence
-from service.store.port import StoreUnavailableError
+from service.store.port import DiskFullError, StoreUnavailableError, UnknownJobError
 from service.strict_json import NestedTooDeepError, NotJsonError, TooManyItemsError
 
 _LOG: Final = logging.getLogger(__name__)
@@ -58,6 +58,12 @@ STATUS: Final[Mapping[type[Exception], HTTPStatus]] = {
     NotJsonError: HTTPStatus.BAD_REQUEST,
     TooManyItemsError: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     NestedTooDeepError: HTTPStatus.UNPROCESSABLE_ENTITY,
+    MovedError: HTTPStatus.SERVICE_UNAVAILABLE,
+    EarlierFailureError: HTTPStatus.INTERNAL_SERVER_ERROR,
+    UnreadableError: HTTPStatus.INTERNAL_SERVER_ERROR,
+    StoreUnavailableError: HTTPStatus.SERVICE_UNAVAILABLE,
+    DiskFullError: HTTPStatus.INSUFFICIENT_STORAGE,
+    LostFileError: HTTPStatus.GONE,
 }
 # Seconds after which to ask again, where nothing better is known.
 _RETRY_AFTER_S: Final = {HTTPStatus.TOO_MANY_REQUESTS: 5, HTTPStatus.SERVICE_UNAVAILABLE: 10}
@@ -131,6 +137,8 @@ def fault_of(error: Exception, reference: str | None = None) -> Fault:
             _LOG.error("%s failed", reference, exc_info=error)
         detail = f"The service failed at this request. Tell its operator the {reference}."
         return Fault(HTTPStatus.INTERNAL_SERVER_ERROR, detail)
+    if isinstance(error, EarlierFailureError):
+        status = HTTPStatus(error.status)
     places: tuple[Place, ...] = ()
     if isinstance(error, InvalidInputError | UnknownModelError) and error.field:
         column = error.column if isinstance(error, GrammarError | UnknownModelInTextError) else None
@@ -160,7 +168,9 @@ def by_path(native: Dialect, dialects: Mapping[str, Dialect]) -> Renderer:
     """
 
     def rendered(request: Request, fault: Fault) -> Response:
-        return dialect_of(request.url.path, native, dialects).render(request, fault)
+        response = dialect_of(request.url.path, native, dialects).render(request, fault)
+        response.headers.update(getattr(request.state, "job_headers", {}))
+        return response
 
     return rendered
 

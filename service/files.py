@@ -14,7 +14,7 @@ def encoded(record: Record, outcome: Outcome, image_format: ImageFormat) -> list
 def encoded_picture(record: Record, outcome: Outcome, image: int, image_format: ImageFormat) -> bytes:
     """One picture of an outcome, encoded; a PNG says how it is drawn again. See :func:`encoded`."""
     pixels = outcome.pictures[image]
-    quality = record.quality if image_format is record.image_format else None
+    quality = record.rendering.quality if image_format is record.rendering.image_format else None
     return encode_picture(pixels, image_format, told(record, image, pixels.shape[1::-1]), quality)
 
 
@@ -26,7 +26,7 @@ def told(record: Record, image: int, size: tuple[int, ...]) -> dict[str, str]:
         image: Which of its pictures.
         size: Of the picture, (width, height).
     """
-    plan, origin = record.job.plan, record.origin
+    plan, origin = record.job.plan, record.rendering.origin
     if origin is None:
         return chunk(recipe(plan, image))
     if origin.image_sha256 is None:

@@ -19,12 +19,14 @@ from service.engine.job import Ask, Job, Source
 from service.expressions import Written
 from service.logs import about_job
 from service.metadata import Origin, digest
-from service.pictures import ImageFormat, decode_picture, picture_file
+from service.pictures import decode_picture, picture_file
 from service.quotas import pixel_steps
 from service.registry import Record
+from service.rendering import Rendering
 from service.services import Services
 from service.settings import Settings
 from service.sources import Fit, Painted, prepare_source, read_mask, sampled_size
+from service.store.records import Idempotency
 
 _LOG: Final = logging.getLogger(__name__)
 
@@ -68,13 +70,12 @@ class Order:
 
 
 async def take(order: Order, services: Services, caller: Caller) -> Job:
-    """Refuse what cannot be answered, and queue the rest; nothing is computed before all is checked.
+    """Refuse what cannot be answered, and make a job of the rest, to be queued; nothing is computed before.
 
     Raises:
         InvalidInputError: What is asked for has no meaning, or is more than this service does for one request.
         IncompatibleModelsError: The models cannot be composed.
         ModelLoadError: A model cannot be loaded.
-        QueueFullError: There is no place, or the caller has as many jobs as it may.
         QuotaError: The caller has used what it may for now.
     """
     # Taken once: a reload may put another in its place while the models are being loaded.
@@ -90,40 +91,51 @@ async def take(order: Order, services: Services, caller: Caller) -> Job:
             retrace = source is not None and source.retrace
             plan = make_plan(expression, params, cards, on_canvas=source is not None, retrace=retrace)
             check_bounds(plan, order.ask, settings)
-        cost = pixel_steps(plan)
-        services.quotas.check_pixel_steps(caller, cost)
+        services.quotas.check_pixel_steps(caller, pixel_steps(plan))
         ask = replace(order.ask, caller_jobs=caller.allowance.concurrent_jobs)
-        job = services.engine.submit(plan, ask, source, catalog)
-        services.quotas.count_pixel_steps(caller, cost)
-        return job
+        return Job(plan, ask, source, catalog)
 
 
 async def accept(
     order: Order,
     services: Services,
     caller: Caller,
-    image_format: ImageFormat = ImageFormat.PNG,
+    rendering: Rendering | None = None,
     *,
-    by_url: bool = False,
-    quality: int | None = None,
-    task: str | None = None,
+    keep: bool = False,
+    idempotency: Idempotency | None = None,
 ) -> Record:
-    """Take an order in and remember its job, to be asked for by its id; see :func:`take` for what is raised.
+    """Take an order in and queue its job, to be asked for by its id; or find the job that its key stands for.
 
     Args:
         order: What is asked for.
         services: The application's parts.
         caller: Who asks.
-        image_format: In which its pictures are wanted.
-        by_url: Whether answers hold the pictures' addresses instead of the pictures.
-        quality: Of the pictures' encoding; None for the service's own.
-        task: What its client calls the job, in a dialect in which clients name their jobs.
+        rendering: How its pictures are wanted; of the picture that it began from nothing is said there.
+        keep: Whether the job outlives this process; one with a key does.
+        idempotency: The client's key, if it sent one.
+
+    Raises:
+        QueueFullError: There is no place, or the caller has as many jobs as it may.
+        IdempotencyError: The key stands for another request.
+        StoreUnavailableError: The job cannot be kept now.
+        DiskFullError: There is no space to keep it.
+        PipelineError: See :func:`take`.
     """
     drawn_on = None if order.known is None or order.known.retrace else order.known
     origin = None if drawn_on is None else await asyncio.to_thread(origin_of, drawn_on)
-    record = Record(await take(order, services, caller), image_format, by_url, quality, task, origin, caller.label)
-    services.registry.add(record)
-    _say(record.job, services.settings)
+    job = await take(order, services, caller)
+    keep = keep or idempotency is not None
+    record = Record(job, replace(rendering or Rendering(), origin=origin, label=caller.label), keep)
+    if keep:
+        accepted = await services.keeper.accept(record, idempotency)
+        if accepted is not record:
+            return accepted
+    else:
+        services.engine.enqueue(job)
+        services.registry.add(record)
+    services.quotas.count_pixel_steps(caller, pixel_steps(job.plan))
+    _say(job, services.settings)
     return record
 
 

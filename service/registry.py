@@ -1,17 +1,12 @@
-"""The jobs that can be asked for by their id: those that run, and for a while those that are over."""
+"""The jobs that are in memory only: those that run, and for a while those that are over."""
 
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from service.engine.job import Job
-from service.metadata import Origin
-from service.pictures import ImageFormat
-
-
-class UnknownJobError(Exception):
-    """No job of that id, or none any more."""
+from service.rendering import Rendering
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,27 +15,17 @@ class Record:
 
     Attributes:
         job: The job.
-        image_format: Of its pictures.
-        by_url: Whether answers tell where to fetch pictures instead of holding them.
-        quality: Of the pictures' encoding, as :func:`service.pictures.encode_picture` has it.
-        task: What its caller calls the job, in a dialect in which callers name their jobs; None in others.
-        origin: The picture that the job began from, if there is one.
-        label: How its client groups its jobs, if it does.
+        rendering: How its pictures are wanted.
+        kept: Whether the store has it.
     """
 
     job: Job
-    image_format: ImageFormat = ImageFormat.PNG
-    by_url: bool = False
-    quality: int | None = None
-    task: str | None = None
-    origin: Origin | None = None
-    label: str | None = None
+    rendering: Rendering = field(default_factory=Rendering)
+    kept: bool = False
 
 
 class Registry:
-    """Id → record. Finished jobs are kept for a time and up to a size; those that are not over are never forgotten.
-
-    A job is its caller's alone: to others it is as if there were none of its id.
+    """Id → record, in memory. Finished jobs are kept for a time and up to a size, those that are not over always.
 
     Args:
         keep_s: How long a finished job can be asked for.
@@ -61,20 +46,16 @@ class Registry:
             self._records[record.job.id] = record
         self.forget()
 
-    def get(self, job_id: str, caller: str) -> Record:
-        """The record of a caller's job by its id; :class:`UnknownJobError` where the caller has none of it."""
+    def find(self, job_id: str) -> Record | None:
+        """The record of an id; None where there is none."""
         self.forget()
         with self._lock:
-            record = self._records.get(job_id)
-        if record is None or record.job.caller != caller:
-            raise UnknownJobError(f"no job {job_id!r}; finished jobs are kept for {self._keep_s:g} s")
-        return record
+            return self._records.get(job_id)
 
-    def ids(self) -> set[str]:
-        """The ids of all jobs that can be asked for."""
-        self.forget()
+    def remove(self, job_id: str) -> None:
+        """Forget a job; harmless where there is none of that id."""
         with self._lock:
-            return set(self._records)
+            self._records.pop(job_id, None)
 
     def of(self, caller: str) -> list[Record]:
         """The caller's jobs, newest first."""
@@ -84,7 +65,7 @@ class Registry:
 
     def of_session(self, caller: str, label: str | None) -> list[Record]:
         """The caller's jobs that have the label, or have none if it is None; newest first."""
-        return [record for record in self.of(caller) if record.label == label]
+        return [record for record in self.of(caller) if record.rendering.label == label]
 
     def forget(self) -> None:
         """Drop the finished jobs that are too old, and the longest finished where all together are too large."""

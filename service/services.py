@@ -17,7 +17,7 @@ from pipelines.catalog import Catalog
 from pipelines.model import Model
 from service.callbacks import Callbacks
 from service.engine.engine import Engine
-from service.idempotency import IdempotencyKeys
+from service.keeper.keeper import Keeper
 from service.keyring import Keyring
 from service.quotas import Quotas
 from service.registry import Registry
@@ -37,8 +37,8 @@ class Services:
         catalog: The models. A reload puts the next one in its place (:mod:`service.reloading`), so who needs it for
             longer than a moment takes it once.
         engine: What runs the jobs.
-        registry: The jobs by id.
-        keys: The jobs by the key that their request came with.
+        registry: The jobs that are in memory only.
+        keeper: The jobs that outlive it; it finds every job.
         keyring: Who asks.
         callbacks: Who is told when a job is over.
         quotas: How much callers have left.
@@ -53,7 +53,7 @@ class Services:
     catalog: Catalog
     engine: Engine
     registry: Registry
-    keys: IdempotencyKeys
+    keeper: Keeper
     keyring: Keyring
     callbacks: Callbacks
     quotas: Quotas = field(default_factory=Quotas)

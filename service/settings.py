@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Final, Self
@@ -32,6 +33,9 @@ def _is_secret(text: str) -> bool:
     return text.startswith(SECRET_PREFIX) and 24 <= len(key) <= 64
 
 
+_MEMORY_FILES: Final = "memory://superdiff"
+
+
 class Settings(BaseSettings):
     """Every setting, its default and its bounds."""
 
@@ -43,11 +47,14 @@ class Settings(BaseSettings):
         bool, Field(description="Answer everyone without an API key, also where other machines reach the service.")
     ] = False
     state: Annotated[Path, Field(description="Folder of what outlives the process, where nothing else is said.")] = (
-        Path("~/.local/state/superdiff")
+        Field(default_factory=lambda: Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state") / "superdiff")
     )
     database: Annotated[
         str,
-        Field(description="Where API keys are: sqlite:///FILE, postgresql://… or memory:; none for a file in state."),
+        Field(
+            description="Where jobs and API keys are kept: sqlite:///FILE, postgresql://… or memory:; none for a file in "
+            "state."
+        ),
     ] = ""
     trusted_proxies: Annotated[
         list[str], NoDecode, BeforeValidator(_listed), Field(description="Addresses whose X-Forwarded-For is believed.")
@@ -125,8 +132,21 @@ class Settings(BaseSettings):
             "inf for no bound.",
         ),
     ] = 2.0
-    keep_s: Annotated[float, Field(ge=0, description="Seconds that finished jobs can be asked for.")] = 600.0
-    keep_bytes: Annotated[int, Field(ge=0, description="Bytes that finished jobs may hold, all together.")] = 512 << 20
+    artifacts: Annotated[
+        str, Field(description="Where jobs' files are: a folder or a URL of fsspec; none for a folder in state.")
+    ] = ""
+    lease_s: Annotated[
+        float, Field(ge=1, description="Seconds without a sign of life after which another process takes up its jobs.")
+    ] = 30.0
+    checkpoint_s: Annotated[
+        float, Field(ge=0, description="Seconds between two checkpoints of a running job that is kept; 0 for none.")
+    ] = 30.0
+    keep_s: Annotated[float, Field(ge=0, description="Seconds that finished jobs are kept.")] = 86_400.0
+    keep_bytes: Annotated[int, Field(ge=0, description="Bytes that their files may take, all together.")] = 8 << 30
+    hold_s: Annotated[
+        float, Field(ge=0, description="Seconds that finished jobs of synchronous requests stay in memory.")
+    ] = 600.0
+    hold_bytes: Annotated[int, Field(ge=0, description="Bytes that finished jobs in memory may hold.")] = 512 << 20
     max_job_rows: Annotated[int, Field(ge=1, description="Network rows of one step of one request.")] = 2048
     max_job_work: Annotated[int, Field(ge=1, description="Network rows of one request, over all its steps.")] = 200_000
     max_timeout_s: Annotated[
@@ -190,13 +210,25 @@ class Settings(BaseSettings):
 
     @property
     def database_url(self) -> str:
-        """Where API keys are."""
+        """Where jobs and API keys are kept."""
         return self.database or f"sqlite:///{self.state.expanduser() / 'jobs.sqlite'}"
 
     @property
     def json_bounds(self) -> Bounds:
         """How large a JSON body may be."""
         return Bounds(self.max_json_depth, self.max_json_items)
+
+    @property
+    def artifacts_url(self) -> str:
+        """Where their files are; in memory where the jobs are."""
+        if self.artifacts:
+            return self.artifacts
+        return _MEMORY_FILES if self.database == MEMORY else str(self.state.expanduser() / "artifacts")
+
+    @property
+    def uses_state(self) -> bool:
+        """Whether anything is in the folder ``state``."""
+        return not self.database or not (self.artifacts or self.database == MEMORY)
 
     @property
     def stream_grace_s(self) -> float:

@@ -1,6 +1,10 @@
-"""What holds for every test."""
+"""For all tests: no service that they start, in this process or another, keeps anything in the user's own folders."""
+
+import os
 
 import pytest
+
+os.environ["SUPERDIFF_DATABASE"] = "memory:"
 
 
 @pytest.fixture(autouse=True, scope="session")

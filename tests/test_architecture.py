@@ -148,6 +148,21 @@ def test_the_engine_knows_no_store(path):
     assert not {module for module in imports(path) if module.startswith("service.store")}
 
 
+@pytest.mark.parametrize("path", files("service/durable/*.py"))
+def test_jobs_as_data_know_neither_the_wire_nor_the_store(path):
+    assert not roots(path) & {"fastapi", "starlette", "asyncio"}
+    assert not {
+        module for module in imports(path) if module.startswith(("service.api", "service.schemas", "service.store"))
+    }
+
+
+@pytest.mark.parametrize("path", files("service/keeper/*.py"))
+def test_the_keeper_knows_no_dialect_and_no_database(path):
+    others = ("service.api", "service.schemas", "service.store.sql", "service.store.memory")
+    assert not {module for module in imports(path) if module.startswith(others)}
+    assert not roots(path) & {"fastapi", "starlette", "sqlalchemy"}
+
+
 @pytest.mark.parametrize("path", files("service/web/*.py"))
 def test_the_page_knows_the_service_by_its_api_alone(path):
     assert not roots(path) & {"service", "pipelines"}

@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 
 from pipelines.composition import leaves
 from pipelines.params import image_seed
+from service.api.addresses import job_path
 from service.api.explanations import explain, node_densities, prior_odds
 from service.api.problem import Problem, problem
 from service.engine.events import Event
@@ -35,14 +36,10 @@ from service.schemas.answers import (
     Timings,
     TrajectoryPoint,
 )
+from service.store.records import JobRecord, JobState
 
 # The axes of lift maps: images, leaves, rows, columns. Samples that are vectors have no maps.
 _PLANE: Final = 4
-
-
-def job_path(job: Job) -> str:
-    """Where a job is."""
-    return f"/v1/jobs/{job.id}"
 
 
 def drawn_outcome(job: Job, what: str) -> Outcome:
@@ -56,7 +53,7 @@ def drawn_outcome(job: Job, what: str) -> Outcome:
         HTTPException: 404 for a job that draws nothing, 409 for one that is not completed.
     """
     if job.plan.retrace:
-        detail = f"this is a density job: it has no {what}; GET {job_path(job)} tells its result"
+        detail = f"this is a density job: it has no {what}; GET {job_path(job.id)} tells its result"
         raise HTTPException(HTTPStatus.NOT_FOUND, detail)
     if job.phase is not Phase.COMPLETED:
         raise HTTPException(HTTPStatus.CONFLICT, f"this job is {job.phase}, not completed")
@@ -130,7 +127,12 @@ def explained(record: Record, outcome: Outcome) -> DensityResponse:
 
 
 def _timings(job: Job, outcome: Outcome) -> Timings:
-    return Timings(queued_ms=outcome.queued_s * 1e3, run_ms=outcome.run_s * 1e3, steps=job.plan.calls)
+    return Timings(
+        queued_ms=outcome.queued_s * 1e3,
+        run_ms=outcome.run_s * 1e3,
+        steps=job.plan.calls,
+        resumed_from=outcome.resumed_from,
+    )
 
 
 def _models(job: Job) -> list[str]:
@@ -144,7 +146,7 @@ def _picture(
     stepped = job.plan.steps > 0
     kappa = _by_name(names, outcome.mean_weights[i], known=stepped)
     return Picture(
-        url=f"{job_path(job)}/images/{i}",
+        url=f"{job_path(job.id)}/images/{i}",
         seed=image_seed(job.params.seed, i),
         log_density=_by_name(names, outcome.log_density[i], known=True),
         nodes={name: _known(float(values[i])) for name, values in nodes.items()},
@@ -174,7 +176,7 @@ def _lift_maps(job: Job, outcome: Outcome, names: Sequence[str], i: int) -> dict
     return {
         name: None
         if lift_cells(job, outcome, i, leaf) is None
-        else LiftMap(url=f"{job_path(job)}/lift-maps/{i}/{leaf}", scale=scale)
+        else LiftMap(url=f"{job_path(job.id)}/lift-maps/{i}/{leaf}", scale=scale)
         for leaf, name in enumerate(names)
     }
 
@@ -184,8 +186,8 @@ def answer(record: Record, outcome: Outcome) -> str:
     told = summary(record, outcome)
     if isinstance(told, DensityResponse):
         return told.model_dump_json()
-    if not record.by_url:
-        pictures = encoded(record, outcome, record.image_format)
+    if not record.rendering.by_url:
+        pictures = encoded(record, outcome, record.rendering.image_format)
         for i, (picture, data) in enumerate(zip(told.images, pictures, strict=True)):
             picture.url, picture.b64_json = None, base64.b64encode(data).decode()
             for leaf, lift_map in enumerate((picture.lift_maps or {}).values()):
@@ -232,12 +234,31 @@ def job_info(record: Record, positions: Mapping[str, int], *, with_result: bool 
         step=job.index,
         steps=job.plan.calls,
         queue_position=positions.get(job.id) if phase is Phase.QUEUED else None,
+        attempts=job.attempt,
     )
     if phase is Phase.FAILED:
         return info.model_copy(update={"error": _reason(job)})
     if phase is Phase.COMPLETED and with_result:
         return info.model_copy(update={"result": summary(record, job.result.result())})
     return info
+
+
+def stored_info(stored: JobRecord, positions: Mapping[str, int]) -> JobInfo:
+    """A job that is not in this process, for lists: as it stands in the store."""
+    return JobInfo(
+        kind=stored.kind.value,
+        id=stored.id,
+        status=Phase(stored.state),
+        created=int(stored.created),
+        models=list(stored.models),
+        components=list(stored.components),
+        seed=stored.seed,
+        step=stored.step,
+        steps=stored.steps,
+        queue_position=positions.get(stored.id) if stored.state is JobState.QUEUED else None,
+        attempts=max(1, stored.attempts),
+        error=stored.failure.reason if stored.failure else None,
+    )
 
 
 def _reason(job: Job) -> str:
@@ -248,7 +269,7 @@ def _reason(job: Job) -> str:
 
 def _problem(job: Job, error: Exception) -> Problem:
     """The problem of a failed job; the engine has logged its inside."""
-    return problem(fault_of(error, reference=f"job id {job.id}"), job_path(job))
+    return problem(fault_of(error, reference=f"job id {job.id}"), job_path(job.id))
 
 
 async def events(record: Record, after: int = 0) -> AsyncIterator[ServerSentEvent]:
@@ -263,11 +284,13 @@ async def _told(record: Record, event: Event) -> str:
         case int() as position:
             return QueuedEvent(id=record.job.id, position=position).model_dump_json()
         case Point() as point:
-            told = ProgressEvent(steps=record.job.plan.calls, **trajectory_point(point).model_dump())
+            told = ProgressEvent(id=record.job.id, steps=record.job.plan.calls, **trajectory_point(point).model_dump())
             return told.model_dump_json()
         case Preview(step=step, pictures=pictures):
             images = [await asyncio.to_thread(encode_picture, pixels, ImageFormat.JPEG) for pixels in pictures]
-            return PreviewEvent(step=step, images=[base64.b64encode(i).decode() for i in images]).model_dump_json()
+            return PreviewEvent(
+                id=record.job.id, step=step, images=[base64.b64encode(i).decode() for i in images]
+            ).model_dump_json()
         case Outcome() as outcome:
             return await asyncio.to_thread(answer, record, outcome)
         case Exception() as error:

@@ -1,47 +1,36 @@
 """Idempotency-Key for every dialect: one job for a key, however often its request comes."""
 
-from collections.abc import Awaitable, Callable
+import hashlib
+from collections.abc import Callable
 from typing import Annotated
 
 from fastapi import Header
 
 from service.callers import Caller
-from service.registry import Record
-from service.services import Services
+from service.store.records import Idempotency
 
 IdempotencyKey = Annotated[
     str | None,
     Header(
         min_length=1,
         max_length=255,
-        description="Of the client's choice: the same request with the same key gets the same job, and the job "
-        "outlives the connection.",
+        description="Of the client's choice: the same request with the same key gets the same job, also after a "
+        "restart of the service, and the job outlives the connection.",
     ),
 ]
 
 
-async def claimed(
-    key: str | None,
-    asked: Callable[[], str],
-    caller: Caller,
-    services: Services,
-    submit: Callable[[], Awaitable[Record]],
-) -> Record:
-    """The job that the key stands for; a new one where it stands for none, or where there is no key.
+def idempotency(key: str | None, caller: Caller, asked: Callable[[], str]) -> Idempotency | None:
+    """What makes a request that is sent twice one job; None without a key.
+
+    Keys are a session's own: two programs of one caller that name themselves may choose the same.
 
     Args:
         key: The Idempotency-Key, if the request has one.
-        asked: Gives all that the request asks for.
         caller: Who sends it.
-        services: The application's parts.
-        submit: Queues the request.
-
-    Raises:
-        IdempotencyError: The key stands for another request, or its first request is not yet taken in.
+        asked: Gives all that the request asks for.
     """
     if key is None:
-        return await submit()
-    with services.keys.claim(caller.session, key, asked()) as claim:
-        if claim.record is None:
-            claim.record = await submit()
-        return claim.record
+        return None
+    own = key if caller.label is None else f"{caller.label}\n{key}"
+    return Idempotency(own, hashlib.sha256(asked().encode()).hexdigest())

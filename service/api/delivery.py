@@ -15,8 +15,9 @@ from starlette.exceptions import HTTPException
 
 from pipelines.errors import InvalidInputError
 from service.api.accept import EVENT_STREAM, JSON, asynchronous, joined, preferred
-from service.api.answers import answer, drawn, events, job_info, job_path
-from service.api.claims import IdempotencyKey, claimed
+from service.api.addresses import job_headers
+from service.api.answers import answer, drawn, events, job_info
+from service.api.claims import IdempotencyKey, idempotency
 from service.api.waiting import abandoned, await_outcome, until_left, when_over
 from service.callers import Caller
 from service.engine.job import Outcome
@@ -24,10 +25,11 @@ from service.files import encoded
 from service.orders import accept
 from service.pictures import ImageFormat
 from service.registry import Record
+from service.rendering import Rendering
 from service.schemas.requests import Asking, Drawing
 from service.services import Services
 
-STATUSES: Final = (400, 401, 403, 404, 406, 409, 413, 415, 422, 429, 500, 503, 504)
+STATUSES: Final = (400, 401, 403, 404, 406, 409, 413, 415, 422, 429, 500, 503, 504, 507)
 """The faults of a request that makes a job."""
 
 
@@ -70,21 +72,19 @@ async def deliver(body: Asking, request: Request, services: Services, caller: Ca
     form = _form(body, wanted)
     callback = _callback(body, services, wanted)
 
-    async def take_in() -> Record:
-        order = await asyncio.to_thread(body.order, services.catalog.names, caller.id, services.settings.max_timeout_s)
-        record = await accept(order, services, caller, body.pictured or ImageFormat.PNG, by_url=body.by_url)
-        if callback is not None:
-            told = partial(_document, record)
-            services.callbacks.send_when(when_over(record.job), f"job_{record.job.id}", callback, told)
-        return record
-
     def asked() -> str:
         return f"{request.url.path} {body.model_dump_json()}"
 
-    record = await claimed(wanted.key, asked, caller, services, take_in)
+    order = await asyncio.to_thread(body.order, services.catalog.names, caller.id, services.settings.max_timeout_s)
+    rendering = Rendering(body.pictured or ImageFormat.PNG, body.by_url)
+    key = idempotency(wanted.key, caller, asked)
+    record = await accept(order, services, caller, rendering, keep=wanted.at_once, idempotency=key)
+    if callback is not None:
+        told = partial(_document, record)
+        services.callbacks.send_when(when_over(record.job), f"job_{record.job.id}", callback, told)
+    headers = job_headers(request, record.job)
     response = await _respond(record, request, services, wanted, form)
-    response.headers["X-Superdiff-Id"] = record.job.id
-    response.headers["Location"] = job_path(record.job)
+    response.headers.update(headers)
     return response
 
 

@@ -29,6 +29,8 @@ async def readyz(services: ServicesDep) -> Health:
         raise HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, "the service is shutting down")
     if not services.ready.is_set():
         raise HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, "models are still being loaded")
+    if services.keeper.trouble is not None:
+        raise HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, f"jobs cannot be written down: {services.keeper.trouble}")
     missing = [name for name in services.catalog.names if services.catalog.loaded(name) is None]
     if services.settings.preload and len(missing) == len(services.catalog.names):
         raise HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, "no model could be loaded; the log says why")

@@ -4,10 +4,11 @@ import asyncio
 from http import HTTPStatus
 from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Header, Path, Query, Response
+from fastapi import APIRouter, Header, Path, Query, Request, Response
 from sse_starlette import EventSourceResponse
 from starlette.exceptions import HTTPException
 
+from pipelines.errors import InvalidInputError
 from service.api.accept import EVENT_STREAM
 from service.api.answers import (
     drawn_outcome,
@@ -16,19 +17,24 @@ from service.api.answers import (
     lift_cells,
     lift_picture,
     lift_scale,
+    stored_info,
 )
 from service.api.bodies import Route
 from service.api.caller import CallerDep
 from service.api.problem import Problem
 from service.api.waiting import when_over
+from service.engine.job import Phase
 from service.files import encoded_picture
 from service.pictures import ImageFormat
+from service.registry import Record
 from service.schemas.answers import JobInfo, JobList
-from service.services import ServicesDep
+from service.services import Services, ServicesDep
+from service.store.records import CursorError, Filters, JobKind, JobState
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses={404: {"model": Problem}}, route_class=Route)
 
 JobId = Annotated[str, Path(max_length=64, description="As the answer or Location told it.")]
+_CANCELLED_WITHIN_S: Final = 10.0  # by another process, perhaps
 _IMAGES: Final[dict[int | str, dict[str, Any]]] = {
     200: {"content": {f.media_type: {} for f in ImageFormat}},
     409: {"model": Problem},
@@ -37,28 +43,69 @@ _IMAGES: Final[dict[int | str, dict[str, Any]]] = {
 
 @router.get("")
 async def list_jobs(
-    services: ServicesDep, caller: CallerDep, limit: Annotated[int, Query(ge=1, le=1000)] = 100
+    services: ServicesDep,
+    caller: CallerDep,
+    request: Request,
+    response: Response,
+    state: Annotated[JobState | None, Query(description="Only jobs in this state.")] = None,
+    kind: Annotated[JobKind | None, Query(description="Only jobs of this kind.")] = None,
+    limit: Annotated[int, Query(ge=1, le=1000, description="At most so many.")] = 100,
+    after: Annotated[
+        str | None, Query(max_length=200, description="`next` of the page before; jobs that came since shift nothing.")
+    ] = None,
 ) -> JobList:
-    """The caller's newest jobs, newest first; with X-Client-Id, those alone that were sent with the same."""
+    """The caller's jobs, newest first, by pages; with X-Client-Id, those alone that were sent with the same.
+
+    A `Link` header leads to the next page. Finished jobs are kept for a while (`SUPERDIFF_KEEP_S`), those of
+    synchronous requests for a shorter one.
+    """
     positions = services.engine.positions()
-    registry, label = services.registry, caller.label
-    records = registry.of(caller.id) if label is None else registry.of_session(caller.id, label)
-    return JobList(data=[job_info(record, positions, with_result=False) for record in records[:limit]])
+    try:
+        found, following = await services.keeper.page(Filters(caller.id, state, kind, caller.label), after, limit)
+    except CursorError:
+        detail = "after must be `next` of an earlier page, unchanged"
+        raise InvalidInputError(detail, field=("query", "after")) from None
+    if following is not None:
+        address = request.url.include_query_params(after=following)
+        response.headers["Link"] = f'<{address.path}?{address.query}>; rel="next"'
+    data = [
+        job_info(each, positions, with_result=False) if isinstance(each, Record) else stored_info(each, positions)
+        for each in found
+    ]
+    return JobList(data=data, next=following)
 
 
 @router.get("/{job_id}")
 async def get_job(job_id: JobId, services: ServicesDep, caller: CallerDep) -> JobInfo:
     """A job as it stands."""
-    return job_info(services.registry.get(job_id, caller.id), services.engine.positions())
+    return await _info(await services.keeper.find(job_id, caller.id), services)
 
 
 @router.delete("/{job_id}")
-async def cancel_job(job_id: JobId, services: ServicesDep, caller: CallerDep) -> JobInfo:
-    """Cancel a job and tell how it ended: cancelled, or what it had come to before. Any number of times."""
-    record = services.registry.get(job_id, caller.id)
-    services.engine.cancel(record.job)
-    await when_over(record.job)
-    return job_info(record, services.engine.positions())
+async def delete_job(job_id: JobId, services: ServicesDep, caller: CallerDep) -> JobInfo:
+    """Cancel a job that is not over; delete one that is, with all that it made. The answer tells how it ended.
+
+    A cancelled job can be asked for until it is deleted in turn; a deleted one is 404, here too.
+    """
+    record = await services.keeper.find(job_id, caller.id)
+    if record.job.over:
+        info = await _info(record, services)
+        await services.keeper.delete(record)
+        return info
+    record = await services.keeper.follow(job_id, caller.id)
+    await services.keeper.cancel(record)
+    await when_over(record.job, _CANCELLED_WITHIN_S)
+    return await _info(record, services)
+
+
+async def _info(record: Record, services: Services) -> JobInfo:
+    """A job as it stands, and where it waits, if it does."""
+    positions = services.engine.positions()
+    job = record.job
+    if job.phase is Phase.QUEUED and job.id not in positions and record.kept:
+        place = await services.keeper.position(job.id)
+        positions = {} if place is None else {job.id: place}
+    return job_info(record, positions)
 
 
 @router.get("/{job_id}/events", responses={200: {"content": {EVENT_STREAM: {}}}}, response_class=Response)
@@ -72,7 +119,7 @@ async def job_events(
 
     A slow reader sees the newest progress and misses older; the last event is never missed.
     """
-    record = services.registry.get(job_id, caller.id)
+    record = await services.keeper.follow(job_id, caller.id)
     after = int(last_event_id) if last_event_id is not None and last_event_id.isdecimal() else 0
     return EventSourceResponse(events(record, after), shutdown_grace_period=services.settings.stream_grace_s)
 
@@ -86,11 +133,11 @@ async def job_image(
     image_format: Annotated[ImageFormat | None, Query(alias="format", description="None for the request's.")] = None,
 ) -> Response:
     """A picture of a completed job."""
-    record = services.registry.get(job_id, caller.id)
+    record = await services.keeper.find(job_id, caller.id)
     outcome = drawn_outcome(record.job, "images")
     if index >= len(outcome.pictures):
         raise HTTPException(HTTPStatus.NOT_FOUND, f"this job has {len(outcome.pictures)} images; the first is 0")
-    wanted = image_format or record.image_format
+    wanted = image_format or record.rendering.image_format
     data = await asyncio.to_thread(encoded_picture, record, outcome, index, wanted)
     return Response(data, media_type=wanted.media_type)
 
@@ -111,7 +158,7 @@ async def job_lift_map(
 
     Red is above 0, blue below; `X-Superdiff-Scale` tells how many nats a cell in full colour has.
     """
-    record = services.registry.get(job_id, caller.id)
+    record = await services.keeper.find(job_id, caller.id)
     outcome = drawn_outcome(record.job, "lift maps")
     if not record.job.ask.keep_lift_maps:
         raise HTTPException(HTTPStatus.CONFLICT, "this job kept no lift maps; ask for them with include_lift_maps")

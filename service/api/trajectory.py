@@ -79,7 +79,7 @@ async def job_trajectory(
     log-density less the components' mean, the gap between the largest and the smallest, and the effective sample size
     where there are particles.
     """
-    job = services.registry.get(job_id, caller.id).job
+    job = (await services.keeper.find(job_id, caller.id)).job
     points = drawn_outcome(job, "trajectory").trajectory
     if not job.ask.keep_trajectory:
         detail = "this job kept no trajectory; ask for one with include_trajectory"

@@ -13,11 +13,11 @@ _CLIENT_CLOSED_REQUEST: Final = 499
 T = TypeVar("T")
 
 
-async def when_over(job: Job) -> None:
-    """Wait until a job is over, however it ends."""
+async def when_over(job: Job, timeout_s: float | None = None) -> None:
+    """Wait until a job is over, however it ends, or until the time is; None for any time."""
     over = asyncio.wrap_future(job.result)
-    await asyncio.wait([over])
-    if not over.cancelled():
+    await asyncio.wait([over], timeout=timeout_s)
+    if over.done() and not over.cancelled():
         over.exception()  # looked at, so that asyncio does not report it as forgotten
 
 
@@ -29,9 +29,9 @@ async def await_outcome(job: Job, request: Request, engine: Engine | None) -> Ou
         await asyncio.wait([over, gone], return_when=asyncio.FIRST_COMPLETED)
     finally:
         gone.cancel()
-        if engine is not None and not job.over:
+        if engine is not None and not job.result.done():
             engine.cancel(job)
-    return job.result.result() if job.over else None
+    return job.result.result() if job.result.done() else None
 
 
 async def until_left(events: AsyncIterator[T], job: Job, engine: Engine | None) -> AsyncIterator[T]:

@@ -2,7 +2,7 @@
 
 import base64
 import time
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -22,6 +22,8 @@ from service.commands.remote import RemoteSession
 
 jobs_app = typer.Typer(no_args_is_help=True, help="The jobs of a service: list, show, cancel, fetch.")
 
+# The service deletes what is over.
+_OVER: Final = frozenset({"completed", "failed", "cancelled"})
 _ServiceOption = Annotated[str, typer.Option("--url", envvar="SUPERDIFF_URL", help="The service at http://HOST:PORT.")]
 _IdArgument = Annotated[str, typer.Argument(metavar="ID", help="The job's id.")]
 
@@ -70,7 +72,9 @@ def cancel_job(
 ) -> None:
     """Cancel a job and show its state; a finished job stays as it is."""
     with told(), RemoteSession(url, key) as session:
-        job = session.delete(f"/v1/jobs/{job_id}")
+        job = session.get(f"/v1/jobs/{job_id}")
+        if job["status"] not in _OVER:
+            job = session.delete(f"/v1/jobs/{job_id}")
         if as_json:
             print_json(job)
             return

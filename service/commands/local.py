@@ -18,11 +18,12 @@ from service.callers import Caller
 from service.commands.common import refused
 from service.commands.session import Told
 from service.faults import fault_of, fields_at_fault
-from service.idempotency import IdempotencyKeys
+from service.keeper.keeper import Keeper
 from service.keyring import Keyring
 from service.orders import accept
 from service.pictures import ImageFormat
 from service.registry import Record, Registry
+from service.rendering import Rendering
 from service.schemas.requests import Asking, DensityRequest, SuperposeRequest
 from service.services import Services
 from service.settings import MEMORY, Settings
@@ -45,14 +46,15 @@ class LocalSession:
     def __init__(self, catalog: Catalog, settings: Settings) -> None:
         free = dict.fromkeys(_BOUNDS, _NO_BOUND) | {"max_timeout_s": float("inf")}
         settings = settings.model_copy(update=free)
-        registry = Registry(settings.keep_s, settings.keep_bytes)
+        registry = Registry(settings.hold_s, settings.hold_bytes)
         engine = build_engine(settings, catalog)
+        # Its jobs end with the command: none is kept.
         self._services = Services(
             settings,
             catalog,
             engine,
             registry,
-            IdempotencyKeys(registry),
+            Keeper(engine, registry),
             Keyring(lambda: open_keys(MEMORY)),
             Callbacks((), "", private=False, metrics=engine.metrics),
         )
@@ -103,4 +105,5 @@ class LocalSession:
     async def _take_in(self, request: Asking) -> Record:
         services = self._services
         order = request.order(services.catalog.names, "", services.settings.max_timeout_s)
-        return await accept(order, services, Caller(""), request.pictured or ImageFormat.PNG, by_url=request.by_url)
+        rendering = Rendering(request.pictured or ImageFormat.PNG, request.by_url)
+        return await accept(order, services, Caller(""), rendering)

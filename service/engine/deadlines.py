@@ -48,7 +48,7 @@ class Deadlines:
         with self._changed:
             while self._open:
                 now = time.monotonic()
-                live = [job for job in self._present() if not job.over]
+                live = [job for job in self._present() if not job.decided]
                 if due := [job for job in live if job.deadline <= now]:
                     return due
                 upcoming = min((job.deadline for job in live), default=math.inf)

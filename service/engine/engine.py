@@ -31,6 +31,8 @@ class Engine:
         executor: What it runs.
         limits: The bounds of its queue and running set.
         decode_images: How many pictures are decoded between two steps, so that decoding never stalls those who step.
+        checkpoint_s: Every how many seconds the snapshot of a running job goes to its saver; 0 for only when the engine
+            stops before the job is done.
         metrics: Where it counts.
         stopwatch: Tells the seconds by which the device's time is shared out.
         watching: Called in the request's own context for each job that comes; what it returns is called when the engine
@@ -43,6 +45,7 @@ class Engine:
         limits: Limits | None = None,
         *,
         decode_images: int = 8,
+        checkpoint_s: float = 0.0,
         metrics: Metrics | None = None,
         stopwatch: Callable[[], float] = time.monotonic,
         watching: Callable[[Job], Callable[[], None]] | None = None,
@@ -51,6 +54,7 @@ class Engine:
         self._executor = executor
         self._scheduler: Scheduler[Job] = Scheduler(limits or Limits())
         self._decode_images = decode_images
+        self._checkpoint_s = checkpoint_s
         self._stopwatch = stopwatch
         self._watching = watching
         lock = threading.RLock()
@@ -118,6 +122,14 @@ class Engine:
         with self._wake:
             return len(self._scheduler.waiting), len(self._scheduler.running) + len(self._finished)
 
+    @property
+    def room(self) -> tuple[int, bool]:
+        """Network rows that could run besides those that wait and run here, and whether no job waits."""
+        with self._wake:
+            waiting = self._scheduler.waiting
+            used = sum(job.rows for job in (*waiting, *self._scheduler.running))
+            return self._scheduler.limits.running_rows - used, not waiting
+
     def positions(self) -> dict[str, int]:
         """For each waiting job, by its id, how many jobs will start before it."""
         with self._wake:
@@ -136,7 +148,15 @@ class Engine:
             QueueFullError: There is no place; says when to come again.
             EngineStoppedError: The engine is stopping.
         """
-        job = Job(plan, ask or Ask(), source, catalog)
+        return self.enqueue(Job(plan, ask or Ask(), source, catalog))
+
+    def enqueue(self, job: Job, *, bounded: bool = True) -> Job:
+        """Queue a job that was made elsewhere, as :meth:`submit` does; it keeps its id and its age.
+
+        Args:
+            job: Not yet queued.
+            bounded: Whether the queue's bounds hold for it; not for one that was accepted before.
+        """
         if self._watching is not None:
             job.watcher = self._watching(job)
         with self._wake:
@@ -145,7 +165,7 @@ class Engine:
             # A model that there is not is refused here, before the job has a place in the queue.
             self._executor.hold(job)
             try:
-                self._scheduler.submit(job, job.ask.caller_jobs)
+                self._scheduler.submit(job, job.ask.caller_jobs, bounded=bounded)
             except QueueFullError:
                 self._executor.release(job, unload=False)
                 self.metrics.refused.inc()
@@ -179,6 +199,8 @@ class Engine:
         try:
             while self._tick():
                 pass
+            # Those that have a saver can go on elsewhere.
+            self._save([*self._scheduler.running, *self._finished])
         finally:
             with self._wake:
                 self._open = False
@@ -213,8 +235,10 @@ class Engine:
                 self._end(job, told)
             for job in admitted:
                 self._guarded(self._executor.start, job)
-                self.metrics.wait_seconds.observe(job.started - job.submitted)
-            rows = self._advance_next([job for job in running if not (job.over or job.stepped)])
+                if not job.resumed_from:
+                    self.metrics.wait_seconds.observe(job.started - job.submitted)
+            rows = self._advance_next([job for job in running if not (job.decided or job.stepped)])
+            self._save(job for job in running if now - job.saved >= self._checkpoint_s > 0)
             self._collect(running)
             self._decode()
         except Exception as error:
@@ -292,7 +316,7 @@ class Engine:
         """
         if len(jobs) == 1:
             self._guarded(lambda job: self._executor.advance([job]), jobs[0])
-            return not jobs[0].over
+            return not jobs[0].decided
         indices = [job.index for job in jobs]
         try:
             self._executor.advance(jobs)
@@ -304,12 +328,25 @@ class Engine:
             return False
         return True
 
+    def _save(self, jobs: Iterable[Job]) -> None:
+        """Hand the snapshots of running jobs to their savers; a job whose snapshot fails goes on without one."""
+        for job in jobs:
+            if job.saver is None or job.decided or job.state is None:
+                continue
+            job.saved = time.monotonic()
+            try:
+                job.saver(self._executor.snapshot(job))
+            except Exception:
+                _LOG.exception("no snapshot of job %s", job.id)
+            else:
+                self.metrics.snapshots.inc()
+
     def _collect(self, jobs: Iterable[Job]) -> None:
         """Take the jobs that need no more steps out of the running set."""
         with self._wake:
-            over = [job for job in jobs if job.over or job.stepped]
+            over = [job for job in jobs if job.decided or job.stepped]
             self._scheduler.retire(over)
-            stepped = [job for job in over if not job.over]
+            stepped = [job for job in over if not job.decided]
             self._finished += stepped
         for job in over:
             if job not in stepped:
@@ -360,22 +397,22 @@ class Engine:
                 self._end(job, error)
 
     def _end(self, job: Job, how: Outcome | Exception, *, unload: bool = True) -> None:
-        """End a job, unless it ended at its deadline, and free what it held."""
+        """End a job, unless its end is decided, and free what it held."""
         if job.settled:
             return
-        if isinstance(how, Exception):
-            job.fail(how)
-        else:
-            job.succeed(how)
-        self._settle(job, unload=unload)
+        job.end(how)
+        self._freed(job, unload=unload)
 
-    def _settle(self, job: Job, *, unload: bool = True) -> None:
-        """Free what a job that is over held, once."""
-        if job.settled:
-            return
-        job.settle()
+    def _settle(self, job: Job) -> None:
+        """Free what a job held whose end was decided elsewhere, once."""
+        if not job.settled:
+            job.settle()
+            self._freed(job, unload=True)
+
+    def _freed(self, job: Job, *, unload: bool) -> None:
         self._executor.release(job, unload=unload)
-        self.metrics.jobs.labels(job.phase.value).inc()
+        if job.ending is not None:
+            self.metrics.jobs.labels(job.ending.value).inc()
         if job.watcher is not None:
             with contextlib.suppress(Exception):  # whoever watches must not stop the engine
                 job.watcher()

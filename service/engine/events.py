@@ -32,12 +32,16 @@ class Event:
 
 
 class Channel:
-    """The events of one job. Published from any thread, read from any event loop."""
+    """The events of one job. Published from any thread, read from any event loop.
 
-    def __init__(self) -> None:
+    Args:
+        after: The first event's id is one more.
+    """
+
+    def __init__(self, after: int = _START) -> None:
         self._lock = threading.Lock()
         self._newest: dict[str, Event] = {}
-        self._count = _START
+        self._count = after
         self._closed = False
         self._wakers: set[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = set()
 
@@ -54,6 +58,16 @@ class Channel:
             self._closed = last
             self._count += 1
             self._newest[kind] = Event(self._count, kind, payload, last)
+        self._wake()
+
+    def close(self) -> None:
+        """Tell nothing further: whoever listens is let go without a last event."""
+        with self._lock:
+            self._closed = True
+        self._wake()
+
+    def _wake(self) -> None:
+        with self._lock:
             wakers = list(self._wakers)
         for loop, event in wakers:
             try:

@@ -4,7 +4,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch.nn import functional
 from pipelines.canvas import Canvas
 from pipelines.card import Shape
 from pipelines.catalog import Catalog
+from pipelines.checkpoint import resumed, tensors_of
 from pipelines.draws import Draw, NoiseSource
 from pipelines.errors import NonFiniteError
 from pipelines.model import Condition, Model
@@ -23,7 +24,7 @@ from pipelines.networks import Answer, evaluate
 from pipelines.plan import Plan, Row
 from pipelines.sampler import SamplerState, Samples, finish, prepare, step
 from service.engine.bounds import LeastRecentlyUsed, RowBudget, RunAhead, out_of_memory
-from service.engine.job import Job, Outcome, Phase, Point, Preview, Source
+from service.engine.job import Job, Outcome, Phase, Point, Preview, Snapshot, Source
 from service.engine.metrics import Metrics
 
 _LOG: Final = logging.getLogger(__name__)
@@ -66,14 +67,32 @@ class Executor:
         self._catalog_of(job).release(job.plan.models, unload=unload)
 
     def start(self, job: Job) -> None:
-        """Encode the prompts, fix the course, draw z_T."""
-        job.started = time.monotonic()
+        """Encode the prompts, fix the course, draw z_T; or go on from where an earlier run of the job had come to."""
+        job.started = job.saved = time.monotonic()
         job.enter(Phase.RUNNING)
         models = self._models([job])
         job.noise = NoiseSource(job.params, job.plan.shape)
         canvas = None if job.source is None else _canvas(job.source, job.plan, models)
         job.state = prepare(job.plan, models, job.noise.draw(), self._encoder(job), canvas)
-        self._draw_ahead(job)
+        if job.resume is None:
+            self._draw_ahead(job)
+        else:
+            _go_on(job, job.resume)
+            job.resume = None
+
+    def snapshot(self, job: Job) -> Snapshot:
+        """A running job between two steps, on the host; the device waits for the copies alone."""
+        state, ahead = _state(job), None if job.pending is None else job.pending.result()
+        if job.noise is None:
+            raise RuntimeError(f"job {job.id} draws no noise")
+        return Snapshot(
+            index=state.index,
+            tensors={name: tensor.cpu() for name, tensor in tensors_of(state).items()},
+            streams=job.noise.states,
+            ahead=ahead,
+            points=tuple(job.points),
+            ran_s=_ran(job),
+        )
 
     def advance(self, jobs: Sequence[Job]) -> None:
         """Take one step of every job: one forward per model and sample shape, one superposition per shape.
@@ -240,6 +259,22 @@ def _state(job: Job) -> SamplerState:
     return job.state
 
 
+def _go_on(job: Job, snapshot: Snapshot) -> None:
+    """Bring a job that was just prepared to where its snapshot was taken."""
+    if job.noise is not None:
+        job.noise.go_on(snapshot.streams)
+    job.state = resumed(_state(job), snapshot.index, snapshot.tensors)
+    job.points = list(snapshot.points)
+    if snapshot.ahead is not None:
+        job.pending = Future()
+        job.pending.set_result(snapshot.ahead)
+
+
+def _ran(job: Job) -> float:
+    """Seconds that a job has run, in all its runs."""
+    return job.ran_s + time.monotonic() - job.started
+
+
 def _draw(job: Job) -> Draw:
     state = _state(job)
     return Draw.nothing(state.z, len(state.effective)) if job.pending is None else job.pending.result()
@@ -293,8 +328,9 @@ def _outcome(job: Job, samples: Samples, pictures: NDArray[np.uint8]) -> Outcome
         candidate=samples.candidate.cpu().numpy(),
         survivors=samples.survivors.cpu().numpy(),
         trajectory=tuple(job.points),
-        queued_s=job.started - job.submitted,
-        run_s=time.monotonic() - job.started,
+        queued_s=max(0.0, job.started - job.submitted - job.ran_s),
+        run_s=_ran(job),
+        resumed_from=job.resumed_from,
     )
 
 

@@ -11,6 +11,7 @@ from enum import StrEnum
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from pipelines.catalog import Catalog
 from pipelines.composition import Expression, Path
@@ -91,6 +92,7 @@ class Outcome:
         trajectory: One point a step; empty unless asked for.
         queued_s: Seconds from submission to the first step.
         run_s: Seconds from then to the decoded picture.
+        resumed_from: The network calls that an earlier run had made; 0 where none had.
     """
 
     pictures: NDArray[np.uint8]
@@ -105,6 +107,7 @@ class Outcome:
     trajectory: tuple[Point, ...]
     queued_s: float
     run_s: float
+    resumed_from: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +138,35 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A running job between two steps: with it the same request goes on to the same pictures.
+
+    Attributes:
+        index: Network calls made.
+        tensors: What has come of them (:func:`pipelines.checkpoint.tensors_of`), on the host.
+        streams: How far its generators are (:attr:`pipelines.draws.NoiseSource.states`).
+        ahead: What was drawn for the next step already, before ``streams``; None where nothing was.
+        points: Its trajectory so far.
+        ran_s: Seconds that it has run.
+    """
+
+    index: int
+    tensors: Mapping[str, Tensor]
+    streams: Tensor
+    ahead: Draw | None
+    points: tuple[Point, ...]
+    ran_s: float
+
+
+Saver = Callable[[Snapshot], None]
+"""Takes a job's snapshots on the engine's thread; it must not wait."""
+
+Sealer = Callable[[Outcome | Exception], None]
+"""Takes a job's end on whatever thread ends it, must not wait, and sees to it that :meth:`Job.conclude` or
+:meth:`Job.leave` is called."""
+
+
+@dataclass(frozen=True, slots=True)
 class Ask:
     """What a caller wants of the engine besides the sample itself.
 
@@ -159,6 +191,11 @@ class Ask:
     caller_jobs: int | None = None
 
 
+def new_id() -> str:
+    """An id for a job: unlike any other, and not to be guessed."""
+    return uuid.uuid4().hex
+
+
 @dataclass(eq=False, slots=True)
 class Job:
     """A request on its way through the engine. Any thread may read it; only the engine's thread moves it on, but for
@@ -169,20 +206,29 @@ class Job:
         ask: What its caller wants besides.
         source: The known picture, if there is one.
         catalog: Whose models it was planned for; None for the executor's own.
+        saver: Gets its snapshots; None for a job that nobody resumes.
+        sealer: Gets its end before anybody else hears of it, to write it down; None to tell it at once.
+        resume: Where an earlier run of it had come to; None to begin at the first step.
         id: Unlike any other.
         channel: What it tells listeners.
         result: Resolves to the outcome, or to the error that ended the job.
+        attempt: Which run it is; the first is 1.
         cancelled: Set from any thread; the engine drops the job at its next tick.
         submitted: When it came, on the monotonic clock.
         created: The same in Unix time.
         phase: Where it is.
+        settled: Whether the engine is done with it: what it held is free.
+        resumed_from: The network calls that an earlier run had made.
         started: When it left the queue.
         decoding: When its last step was taken.
         ended: When it reached its last phase.
+        decided: Whether its end is decided: told, or in the sealer's hands.
+        ending: The phase that it ends in, once that is decided.
         request: The id of the request that made it, for the log.
         watcher: Called when the engine is done with it.
-        settled: Whether the engine is done with it: what it held is free.
-        steps_taken: How far it had come then.
+        steps_taken: How far it had come then; before it runs, how far an earlier run had come.
+        ran_s: Seconds that earlier runs of it took.
+        saved: When its last snapshot was taken, on the monotonic clock.
         state: How far it is.
         noise: Where its noise comes from.
         pending: Noise that is being drawn for a step not yet taken.
@@ -193,20 +239,29 @@ class Job:
     ask: Ask = field(default_factory=Ask)
     source: Source | None = None
     catalog: Catalog | None = None
-    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    saver: Saver | None = None
+    sealer: Sealer | None = None
+    resume: Snapshot | None = None
+    id: str = field(default_factory=new_id)
     channel: Channel = field(default_factory=Channel)
     result: "Future[Outcome]" = field(default_factory=Future)
+    attempt: int = 1
     cancelled: bool = False
     submitted: float = field(default_factory=time.monotonic)
     created: float = field(default_factory=time.time)
     phase: Phase = Phase.QUEUED
+    settled: bool = False
+    resumed_from: int = 0
     started: float = 0.0
     decoding: float = 0.0
     ended: float = 0.0
+    decided: bool = False
+    ending: Phase | None = None
     request: str = field(default_factory=request_id)
     watcher: Callable[[], None] | None = None
-    settled: bool = False
     steps_taken: int = 0
+    ran_s: float = 0.0
+    saved: float = 0.0
     state: SamplerState | None = None
     noise: NoiseSource | None = None
     pending: "Future[Draw] | None" = None
@@ -216,6 +271,14 @@ class Job:
     def __post_init__(self) -> None:
         """Mark the result as running: then only the engine can end it, and no two threads race to."""
         self.result.set_running_or_notify_cancel()
+        if self.resume is not None:
+            self.go_on(self.resume)
+
+    def go_on(self, snapshot: Snapshot | None) -> None:
+        """Begin where an earlier run had come to, or at the first step; before it is queued."""
+        self.resume = snapshot
+        self.resumed_from = self.steps_taken = 0 if snapshot is None else snapshot.index
+        self.ran_s = 0.0 if snapshot is None else snapshot.ran_s
 
     @property
     def expression(self) -> Expression:
@@ -282,7 +345,8 @@ class Job:
     @property
     def weight(self) -> int:
         """Bytes that it holds while it waits."""
-        return 0 if self.source is None else self.source.nbytes
+        held = 0 if self.resume is None else sum(tensor.nbytes for tensor in self.resume.tensors.values())
+        return held + (0 if self.source is None else self.source.nbytes)
 
     @property
     def over(self) -> bool:
@@ -312,32 +376,58 @@ class Job:
                     self.decoding = time.monotonic()
 
     def expire(self, error: Exception) -> None:
-        """Like :meth:`fail`, from any thread: the engine's own may be computing for the job, and settles it later."""
-        self._end(Phase.FAILED, error)
+        """End the job from any thread, unless it has ended; the engine may be computing for it, and settles it later."""
+        self._tell(error)
 
-    def fail(self, error: Exception) -> None:
-        """End the job with an error, unless it has ended."""
-        self._end(Phase.CANCELLED if isinstance(error, CancelledJobError) else Phase.FAILED, error)
-
-    def succeed(self, outcome: Outcome) -> None:
-        """End the job with its outcome, unless it has ended."""
-        self._end(Phase.COMPLETED, outcome)
+    def end(self, how: Outcome | Exception) -> None:
+        """The engine is done with the job: tell its end, unless that is decided, and let go of what it held."""
+        self._tell(how)
+        self.settle()
 
     def settle(self) -> None:
         """Let go of latents, noise and the known picture: what is kept of a job that is over is its answer."""
         self.settled = True
         self.source, self.state, self.noise, self.pending, self.points = None, None, None, None, []
+        self.resume = self.saver = None
 
-    def _end(self, phase: Phase, with_what: "Outcome | Exception") -> None:
+    def conclude(self, how: Outcome | Exception) -> None:
+        """Tell the end of the job to all who wait for it, once."""
         with self._moving:
             if self.over:
                 return
-            self.steps_taken, self.ended = self.index, time.monotonic()
+            self.ended = time.monotonic()
             # Whoever waits for the result must find the phase; whoever finds the phase first waits a moment for the
             # result.
-            self.phase = phase
-        if isinstance(with_what, Exception):
-            self.result.set_exception(with_what)
+            self.phase = self.ending = _last_phase(how)
+        self._resolve(how)
+        self.channel.publish(self.phase, how, last=True)
+
+    def leave(self, why: Exception) -> None:
+        """The job goes on elsewhere: who waits for it here gets the reason, and listeners hear no end."""
+        self._resolve(why)
+        self.channel.close()
+
+    def _tell(self, how: Outcome | Exception) -> None:
+        """Decide the end, unless it is: tell it, or hand it to the sealer."""
+        with self._moving:
+            if self.decided:
+                return
+            self.decided, self.ending = True, _last_phase(how)
+            self.steps_taken = self.index
+            sealer, self.sealer = self.sealer, None
+        if sealer is None:
+            self.conclude(how)
         else:
-            self.result.set_result(with_what)
-        self.channel.publish(phase, with_what, last=True)
+            sealer(how)
+
+    def _resolve(self, how: Outcome | Exception) -> None:
+        if isinstance(how, Exception):
+            self.result.set_exception(how)
+        else:
+            self.result.set_result(how)
+
+
+def _last_phase(how: Outcome | Exception) -> Phase:
+    if isinstance(how, Exception):
+        return Phase.CANCELLED if isinstance(how, CancelledJobError) else Phase.FAILED
+    return Phase.COMPLETED

@@ -24,6 +24,7 @@ class Metrics:
         self.decode_seconds = self._histogram("decode_seconds", "Duration of a decode.")
         self.wait_seconds = self._histogram("wait_seconds", "From submission to the first step.", _WAITS)
         self.jobs = self._counter("jobs", "Jobs that ended, by how.", "outcome")
+        self.snapshots = self._counter("snapshots", "Snapshots of running jobs, to resume them by.")
         self.refused = self._counter("refused_jobs", "Jobs that found no place.")
         self.callbacks = self._counter("callbacks", "Callbacks that ended, by how.", "outcome")
         self.out_of_memory = self._counter("out_of_memory", "Times that memory ran out and the work was split.")

@@ -111,13 +111,26 @@ class Scheduler(Generic[J]):
         """The jobs in the queue, in no order."""
         return [job for queue in self._waiting.values() for job in queue]
 
-    def submit(self, job: J, caller_jobs: int | None = None) -> None:
+    @property
+    def limits(self) -> Limits:
+        """Its bounds."""
+        return self._limits
+
+    def submit(self, job: J, caller_jobs: int | None = None, *, bounded: bool = True) -> None:
         """Queue a job; :class:`QueueFullError` where a bound would be passed.
 
         Args:
             job: The job.
             caller_jobs: Jobs that its caller may have waiting and running; None for as many as anyone.
+            bounded: Whether bounds hold for it.
         """
+        if bounded:
+            self._refuse_excess(job, caller_jobs)
+        self._due[job] = self._pace.due(job, first=not (self.waiting or self._running))
+        self._waiting.setdefault((job.priority, job.caller), deque()).append(job)
+
+    def _refuse_excess(self, job: J, caller_jobs: int | None) -> None:
+        """Refuse a job for which there is no place, and say when there will be one."""
         now, waiting, limits = job.submitted, self.waiting, self._limits
         most = min(limits.caller_jobs, caller_jobs or limits.caller_jobs)
         room = Room(limits.waiting_jobs, limits.waiting_rows, limits.waiting_bytes, limits.running_rows, most)
@@ -130,8 +143,6 @@ class Scheduler(Generic[J]):
             error.retry_after_s = self._waitlist.refuse(*given, self._throughput.rate, now)
             raise
         self._waitlist.settle(job.caller)
-        self._due[job] = self._pace.due(job, first=not (waiting or self._running))
-        self._waiting.setdefault((job.priority, job.caller), deque()).append(job)
 
     def _check(self, job: J, waiting: Sequence[J], room: Room) -> None:
         """Refuse a job for which there is no room."""

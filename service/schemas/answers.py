@@ -40,6 +40,9 @@ class Timings(BaseModel):
     queued_ms: float
     run_ms: float
     steps: Annotated[int, Field(description="Number of sequential network calls.")]
+    resumed_from: Annotated[
+        int, Field(description="How many of them an earlier process had made, before it stopped; 0 if none.")
+    ] = 0
 
 
 class DensityResponse(BaseModel):
@@ -178,6 +181,7 @@ class JobInfo(BaseModel):
     step: Annotated[int, Field(description="Network calls made.")]
     steps: Annotated[int, Field(description="Network calls in all.")]
     queue_position: Annotated[int | None, Field(description="Jobs that will start before it; null once it runs.")]
+    attempts: Annotated[int, Field(description="How many processes took it up; more than 1 where one stopped.")] = 1
     error: Annotated[str | None, Field(description="Why it failed.")] = None
     result: Annotated[
         Annotated[SuperposeResponse | DensityResponse, Field(discriminator="object")] | None,
@@ -190,6 +194,7 @@ class JobList(BaseModel):
 
     object: Literal["list"] = "list"
     data: list[JobInfo]
+    next: Annotated[str | None, Field(description="`after` of the next page; null on the last.")] = None
 
 
 class QueuedEvent(BaseModel):
@@ -202,12 +207,14 @@ class QueuedEvent(BaseModel):
 class ProgressEvent(TrajectoryPoint):
     """How far a job is."""
 
+    id: Annotated[str, Field(description="The job's.")]
     steps: int
 
 
 class PreviewEvent(BaseModel):
     """The pictures as predicted at this step."""
 
+    id: Annotated[str, Field(description="The job's.")]
     step: int
     images: Annotated[list[str], Field(description="JPEG in base64.")]
 

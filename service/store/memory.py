@@ -247,4 +247,5 @@ def _shown(record: JobRecord, filters: Filters) -> bool:
         filters.caller in {None, record.caller}
         and filters.state in {None, record.state}
         and filters.kind in {None, record.kind}
+        and filters.label in {None, record.label}
     )

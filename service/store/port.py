@@ -113,8 +113,9 @@ class Store(Protocol):
             lease_to: The worker that has it at once, out of turn, from ``created`` on; None to let it wait.
 
         Raises:
-            KeyTakenError: The caller's key stands for another job. Of any number of calls at once, one wins.
-            JobExistsError: The id is taken.
+            KeyTakenError: The caller's key stands for a job. Of any number of calls at once, one wins.
+            JobExistsError: The id is taken. Who calls again, as the answer was lost, meets this one, or the other with
+                this very job as the winner.
         """
         ...
 

@@ -106,6 +106,7 @@ class JobRecord:
         artifacts: Name → content address, of what came with the request and of what was made.
         checkpoint: Where the next attempt goes on.
         cancel_requested: Whether its worker shall drop it.
+        label: How its client groups its jobs; None for not at all.
         callback: How far telling the client's address of the end has come, as a text that only the sender reads.
     """
 
@@ -131,6 +132,7 @@ class JobRecord:
     artifacts: Mapping[str, str] = field(default_factory=dict, hash=False)
     checkpoint: Checkpoint | None = None
     cancel_requested: bool = False
+    label: str | None = None
     callback: str | None = None
 
     @property
@@ -178,6 +180,7 @@ def to_plain(record: JobRecord) -> dict[str, Any]:
         "checkpoint": checkpoint.address if checkpoint else None,
         "checkpoint_step": checkpoint.step if checkpoint else None,
         "cancel_requested": record.cancel_requested,
+        "label": record.label,
         "callback": record.callback,
     }
 
@@ -208,6 +211,7 @@ def from_plain(plain: Mapping[Any, Any]) -> JobRecord:
         artifacts=json.loads(plain["artifacts"]),
         checkpoint=None if checkpoint is None else Checkpoint(checkpoint, plain["checkpoint_step"]),
         cancel_requested=bool(plain["cancel_requested"]),
+        label=plain["label"],
         callback=plain["callback"],
     )
 
@@ -310,11 +314,13 @@ class Filters:
         caller: Whose.
         state: In which state.
         kind: Of which kind.
+        label: With which label.
     """
 
     caller: str | None = None
     state: JobState | None = None
     kind: JobKind | None = None
+    label: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

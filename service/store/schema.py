@@ -52,6 +52,7 @@ JOBS: Final = Table(
     Column("checkpoint", Text),
     Column("checkpoint_step", Integer),
     Column("cancel_requested", Boolean, nullable=False),
+    Column("label", Text),
     Column("callback", Text),
     Column("fence", BigInteger, nullable=False),
     Column("worker", Text),

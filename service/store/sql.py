@@ -54,7 +54,7 @@ from service.store.records import (
 from service.store.schema import JOBS, TURNS
 
 _LOG: Final = logging.getLogger(__name__)
-_BUSY_S: Final = 10
+_BUSY_S: Final = 10.0
 # The bell's channel, and the lock that lets one process at a time take the migrations' steps.
 _CHANNEL: Final = "superdiff"
 _MIGRATING: Final = 7_369_001
@@ -528,6 +528,8 @@ def page_query(filters: Filters, cursor: str | None) -> sa.Select[Any]:
     query = sa.select(JOBS).order_by(JOBS.c.created.desc(), JOBS.c.id.desc())
     if filters.caller is not None:
         query = query.where(JOBS.c.caller == filters.caller)
+    if filters.label is not None:
+        query = query.where(JOBS.c.label == filters.label)
     if filters.kind is not None:
         query = query.where(JOBS.c.kind == filters.kind)
     if filters.state is not None:
@@ -579,7 +581,7 @@ def _engine(url: str) -> AsyncEngine:
         # Transactions are begun below, not by the driver's own guess.
         connection.isolation_level = None
         cursor = connection.cursor()
-        for setting in (f"busy_timeout = {_BUSY_S * 1000}", "journal_mode = WAL", "synchronous = FULL"):
+        for setting in (f"busy_timeout = {int(_BUSY_S * 1000)}", "journal_mode = WAL", "synchronous = FULL"):
             cursor.execute(f"PRAGMA {setting}")
         cursor.close()
 

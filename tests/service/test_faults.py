@@ -10,14 +10,14 @@ from fastapi.testclient import TestClient
 
 from pipelines import errors as science
 from service.api.problem import DIALECT, MEDIA_TYPE
+from service.durable.blobs import UnreadableError
 from service.engine.job import CancelledJobError, DeadlineError, EngineStoppedError
 from service.engine.scheduler import QueueFullError
 from service.faults import STATUS, by_path, install, pointer
-from service.idempotency import IdempotencyError
+from service.keeper.errors import EarlierFailureError, IdempotencyError, LostFileError, MovedError
 from service.pictures import PictureTooLargeError
 from service.quotas import QuotaError
-from service.registry import UnknownJobError
-from service.store.port import StoreUnavailableError
+from service.store.port import DiskFullError, StoreUnavailableError, UnknownJobError
 from service.strict_json import NestedTooDeepError, NotJsonError, TooManyItemsError
 
 SAMPLES = [
@@ -35,11 +35,16 @@ SAMPLES = [
     (StoreUnavailableError("the store cannot be reached; try again"), 503),
     (CancelledJobError("the job was cancelled"), 409),
     (DeadlineError("not done within 3 s"), 504),
-    (UnknownJobError("no job 'x'"), 404),
+    (UnknownJobError("x"), 404),
     (IdempotencyError("the key came before"), 409),
     (NotJsonError("the body has the key 'a' twice"), 400),
     (TooManyItemsError("the body holds more than 9 keys and values"), 413),
     (NestedTooDeepError("the body is nested more than 9 deep"), 422),
+    (MovedError("the job goes on elsewhere"), 503),
+    (EarlierFailureError("not done within 3 s", 504), 504),
+    (UnreadableError("another version wrote it"), 500),
+    (DiskFullError("no space"), 507),
+    (LostFileError("the file is gone"), 410),
 ]
 
 

@@ -119,13 +119,15 @@ def test_events_of_a_job_resume_after_the_last_seen(client):
     assert client.get(f"{path}/events", headers={"Last-Event-ID": "9" * 5000}).status_code == 422
 
 
-def test_delete_cancels_a_running_job_any_number_of_times(client):
+def test_delete_cancels_a_running_job_then_deletes_it_and_is_harmless_after(client):
     path = client.post(AND, json=LONG, headers=ASYNC).headers["location"]
-    for _ in range(3):
-        assert client.delete(path).json()["status"] == "cancelled"
+    assert client.delete(path).json()["status"] == "cancelled"
     assert client.get(path).json()["status"] == "cancelled"
     assert parsed(client.get(f"{path}/events").text)[-1][0] == "cancelled"
     assert client.get(f"{path}/images/0").status_code == 409
+    assert client.delete(path).json()["status"] == "cancelled"
+    for _ in range(2):
+        assert client.delete(path).status_code == 404
 
 
 def test_the_same_request_with_the_same_key_is_the_same_job(client):
@@ -188,11 +190,14 @@ def test_cancelling_leaves_nothing_in_the_log(client, caplog):
     assert [entry for entry in caplog.records if entry.levelname == "ERROR"] == []
 
 
-def test_delete_leaves_a_completed_job_completed(client):
-    path = client.post(AND, json=BODY, headers=ASYNC).headers["location"]
+@pytest.mark.parametrize("headers", [ASYNC, {}], ids=["kept", "in memory"])
+def test_delete_deletes_a_completed_job_and_what_it_made(client, headers):
+    path = client.post(AND, json=BODY, headers=headers).headers["location"]
     finished(client, path)
     assert client.delete(path).json()["status"] == "completed"
-    assert client.get(f"{path}/images/0").status_code == 200
+    for gone in (path, f"{path}/images/0", f"{path}/events"):
+        assert client.get(gone).status_code == 404
+    assert path.rpartition("/")[2] not in {job["id"] for job in client.get("/v1/jobs").json()["data"]}
 
 
 def test_a_deadline_is_504(client):

@@ -17,16 +17,16 @@ def answer(record: Record, outcome: Outcome, address: Callable[[int], str]) -> s
         outcome: What it came to.
         address: The index of a picture → where to fetch it.
     """
-    if record.by_url:
+    if record.rendering.by_url:
         data = [GeneratedImage(url=address(i)) for i in range(len(outcome.pictures))]
     else:
-        files = encoded(record, outcome, record.image_format)
+        files = encoded(record, outcome, record.rendering.image_format)
         data = [GeneratedImage(b64_json=base64.b64encode(file).decode()) for file in files]
     told = GeneratedImages(
         created=int(record.job.created),
         data=data,
         size=size_of(outcome.pictures.shape),
-        output_format=record.image_format,
+        output_format=record.rendering.image_format,
         usage=usage(record.job),
     )
     return told.model_dump_json(exclude_none=True)

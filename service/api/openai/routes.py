@@ -11,9 +11,10 @@ from pydantic import ValidationError
 from sse_starlette import EventSourceResponse
 
 from service.api.accept import EVENT_STREAM, JSON
+from service.api.addresses import job_headers
 from service.api.bodies import Route
 from service.api.caller import CallerDep
-from service.api.claims import IdempotencyKey, claimed
+from service.api.claims import IdempotencyKey, idempotency
 from service.api.openai.answers import answer
 from service.api.openai.form import Files, published_form, read_form
 from service.api.openai.schemas import ErrorResponse, GeneratedImages, ImageRequest
@@ -23,13 +24,16 @@ from service.api.waiting import abandoned, await_outcome, until_left
 from service.callers import Caller
 from service.orders import accept
 from service.registry import Record
+from service.rendering import Rendering
 from service.services import Services, ServicesDep
 
 router = APIRouter(prefix="/v1/images", tags=["openai"], route_class=Route)
 
 _ANSWERS: Final[dict[int | str, dict[str, Any]]] = {
     200: {"model": GeneratedImages, "content": {EVENT_STREAM: {}}},
-    **{status: {"model": ErrorResponse} for status in (400, 401, 403, 404, 409, 413, 415, 422, 429, 500, 503, 504)},
+    **{
+        status: {"model": ErrorResponse} for status in (400, 401, 403, 404, 409, 413, 415, 422, 429, 500, 503, 504, 507)
+    },
 }
 # What a request asks for besides its native body.
 _HOW: Final = {"model", "response_format", "output_compression", "stream", "partial_images"}
@@ -75,14 +79,11 @@ async def _record(
         sent = [] if files is None else [hashlib.sha256(data).hexdigest() for data in (files.image, files.mask or b"")]
         return " ".join([request.url.path, asked.model_dump_json(include=_HOW), body.model_dump_json(), *sent])
 
-    async def submit() -> Record:
-        given = asked, body, services.catalog.names, caller.id, services.settings.max_timeout_s
-        order = await asyncio.to_thread(order_of, *given)
-        by_url, quality = asked.response_format == "url", asked.output_compression
-        with in_own_words(asked):
-            return await accept(order, services, caller, asked.output_format, by_url=by_url, quality=quality)
-
-    return await claimed(key, whole, caller, services, submit)
+    given = asked, body, services.catalog.names, caller.id, services.settings.max_timeout_s
+    order = await asyncio.to_thread(order_of, *given)
+    rendering = Rendering(asked.output_format, asked.response_format == "url", asked.output_compression)
+    with in_own_words(asked):
+        return await accept(order, services, caller, rendering, idempotency=idempotency(key, caller, whole))
 
 
 async def _respond(
@@ -90,7 +91,7 @@ async def _respond(
 ) -> Response:
     """Events or one answer; a client that leaves cancels its job, unless it sent a key and so may come back."""
     job, leaving = record.job, None if key else services.engine
-    headers = {"X-Superdiff-Id": job.id}
+    headers = job_headers(request, job)
     if asked.stream:
         stream = until_left(events(record, kind), job, leaving)
         return EventSourceResponse(stream, headers=headers, shutdown_grace_period=services.settings.stream_grace_s)

@@ -36,18 +36,18 @@ async def events(record: Record, kind: Kind) -> AsyncIterator[ServerSentEvent]:
                     created_at=int(time.time()),
                     b64_json=await _encoded(pictures, record),
                     size=size_of(pictures.shape),
-                    output_format=record.image_format,
+                    output_format=record.rendering.image_format,
                 )
                 partial += 1
                 yield ServerSentEvent(told.model_dump_json(), event=told.type)
             case Outcome(pictures=pictures) as outcome:
-                (file,) = await asyncio.to_thread(encoded, record, outcome, record.image_format)
+                (file,) = await asyncio.to_thread(encoded, record, outcome, record.rendering.image_format)
                 whole = Completed(
                     type=f"{kind}.completed",
                     created_at=int(time.time()),
                     b64_json=base64.b64encode(file).decode(),
                     size=size_of(pictures.shape),
-                    output_format=record.image_format,
+                    output_format=record.rendering.image_format,
                     usage=usage(record.job),
                 )
                 yield ServerSentEvent(whole.model_dump_json(), event=whole.type)
@@ -58,5 +58,7 @@ async def events(record: Record, kind: Kind) -> AsyncIterator[ServerSentEvent]:
 
 
 async def _encoded(pictures: NDArray[np.uint8], record: Record) -> str:
-    data = await asyncio.to_thread(encode_picture, pictures[0], record.image_format, quality=record.quality)
+    data = await asyncio.to_thread(
+        encode_picture, pictures[0], record.rendering.image_format, quality=record.rendering.quality
+    )
     return base64.b64encode(data).decode()

@@ -5,6 +5,7 @@ import uuid
 
 from fastapi import APIRouter, Request, Response
 
+from service.api.addresses import job_headers
 from service.api.bodies import Route
 from service.api.caller import CallerDep
 from service.api.sdapi.answers import Finish, ImagesResponse, answer
@@ -15,6 +16,7 @@ from service.api.waiting import abandoned, await_outcome
 from service.callers import Caller
 from service.engine.job import CancelledJobError
 from service.orders import Known, Order, accept
+from service.rendering import Rendering
 from service.services import Services, ServicesDep
 
 router = APIRouter(prefix="/sdapi/v1", tags=["automatic1111"], route_class=Route)
@@ -49,8 +51,10 @@ async def _generate(
     """Queue a request and answer with its pictures; without any where the job was interrupted."""
     written = await asyncio.to_thread(body.written, services.catalog.names, sessions.models.of(caller.session))
     order = Order(written, body.params, body.ask(caller.id, services.settings.max_timeout_s), known)
-    record = await accept(order, services, caller, task=body.force_task_id or f"task({uuid.uuid4().hex})")
+    rendering = Rendering(task=body.force_task_id or f"task({uuid.uuid4().hex})")
+    record = await accept(order, services, caller, rendering)
     job = record.job
+    headers = job_headers(request, job)
     try:
         outcome = await await_outcome(job, request, services.engine)
         if outcome is None:
@@ -58,4 +62,4 @@ async def _generate(
     except CancelledJobError:
         outcome = None
     told = await asyncio.to_thread(answer, record, body, outcome, finish)
-    return Response(told, media_type="application/json", headers={"X-Superdiff-Id": job.id})
+    return Response(told, media_type="application/json", headers=headers)

@@ -149,8 +149,9 @@ def _cancel(services: Services, caller: Caller, task: Task | None) -> None:
 
 def _records(services: Services, caller: Caller, task: str | None) -> list[Record]:
     """The caller's jobs of this dialect, oldest first."""
-    records = [record for record in services.registry.of_session(*caller.session) if record.task is not None]
-    return [record for record in reversed(records) if task in {None, record.task}]
+    records = services.registry.of_session(*caller.session)
+    own = [record for record in reversed(records) if record.rendering.task is not None]
+    return [record for record in own if task in {None, record.rendering.task}]
 
 
 def _unfinished(services: Services, caller: Caller, task: str | None) -> list[Record]:
@@ -169,7 +170,7 @@ def _state(records: Sequence[Record], current: Record | None) -> dict[str, Any]:
         "skipped": False,
         "interrupted": bool(job and job.cancelled),
         "stopping_generation": False,
-        "job": current.task if current else "",
+        "job": current.rendering.task if current else "",
         "job_count": len(records),
         "job_timestamp": timestamp(job) if job else "0",
         "job_no": 0,

@@ -7,8 +7,8 @@ from typing import Annotated, Final
 
 from fastapi import Depends, Request
 
+from service.callers import Session
 from service.engine.job import Job
-from service.idempotency import Session
 
 _MOST_SESSIONS: Final = 4096
 

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 
 from service.store.opening import open_store
 from service.store.schema import JOBS, TURNS
-from tests.postgres import postgres_server, postgres_url  # noqa: F401
+from tests.postgres import *  # noqa: F403
 
 
 @pytest.fixture
@@ -30,9 +30,9 @@ def sqlite_template(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def postgres_database(postgres_server):  # noqa: F811
+def postgres_database(postgres_server):
     """The address of a database with tables, for one test after the other."""
-    url = postgres_server.create()
+    url = postgres_server.create("store")
     asyncio.run(make(url))
     return url
 

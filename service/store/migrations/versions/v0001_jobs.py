@@ -38,6 +38,7 @@ def upgrade() -> None:
         sa.Column("checkpoint", sa.Text),
         sa.Column("checkpoint_step", sa.Integer),
         sa.Column("cancel_requested", sa.Boolean, nullable=False),
+        sa.Column("label", sa.Text),
         sa.Column("callback", sa.Text),
         sa.Column("fence", sa.BigInteger, nullable=False),
         sa.Column("worker", sa.Text),

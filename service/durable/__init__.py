@@ -1,0 +1,1 @@
+"""Jobs as data that outlives the process: requests, outcomes and snapshots as JSON and blobs, and back."""

@@ -1,0 +1,386 @@
+"""What only stores in databases have: plans, migrations, other processes, and a database that does not answer."""
+
+import asyncio
+import contextlib
+import json
+import random
+import re
+import signal
+import subprocess
+import sys
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+
+from service.store.opening import open_store
+from service.store.port import DiskFullError, StoreError, StoreUnavailableError
+from service.store.records import Filters, JobState, Wants
+from service.store.schema import JOBS, METADATA
+from service.store.sql import open_sql_store
+from tests.service.store.made import ALL, DONE, added, claimed, held, job
+
+pytestmark = pytest.mark.anyio
+FINISHED = 20_000
+SERIES = {
+    "postgresql": f"generate_series(1, {FINISHED}) AS series(n)",
+    "sqlite": "(WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c WHERE n < 20000) SELECT n FROM c)",
+}
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def sql_url(request, tmp_path):
+    """The address of an empty database, without tables."""
+    return request.getfixturevalue("postgres_url") if request.param == "postgres" else f"sqlite:///{tmp_path}/jobs.db"
+
+
+@pytest.fixture
+async def sql(sql_url):
+    """A store on an empty database."""
+    opened = await open_sql_store(sql_url)
+    yield opened
+    await opened.close()
+
+
+async def finish_many(store):
+    """Let a store hold many jobs that are over."""
+    columns = {column.name: "NULL" for column in JOBS.c} | {
+        "id": "'old-' || n",
+        "kind": "'superposition'",
+        "caller": "'ann'",
+        "request": "'{}'",
+        "seed": "0",
+        "created": "n",
+        "models": "'[\"shapes\"]'",
+        "components": "'[]'",
+        "steps": "25",
+        '"rows"': "1",
+        "priority": "5",
+        "state": "'completed'",
+        "step": "25",
+        "attempts": "1",
+        "started": "n",
+        "ended": "n + 1",
+        "artifacts": "'{}'",
+        "cancel_requested": "false",
+        "fence": "2",
+        "deadline": "n + 100",
+    }
+    del columns["rows"]
+    async with store._writing.begin() as connection:
+        series = SERIES[connection.dialect.name]
+        names, values = ", ".join(columns), ", ".join(columns.values())
+        await connection.exec_driver_sql(f"INSERT INTO jobs ({names}) SELECT {values} FROM {series}")  # noqa: S608
+    async with store._engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
+        await connection.exec_driver_sql("VACUUM ANALYZE jobs" if store._postgres else "ANALYZE")
+
+
+@contextlib.contextmanager
+def statements(store):
+    """All that is said to the database meanwhile."""
+    said = []
+
+    def note(_connection, _cursor, statement, parameters, _context, _many):
+        if statement.lstrip().startswith(("SELECT", "UPDATE", "DELETE")):
+            said.append((statement, parameters[0] if _many else parameters))
+
+    sa.event.listen(store._engine.sync_engine, "before_cursor_execute", note)
+    yield said
+    sa.event.remove(store._engine.sync_engine, "before_cursor_execute", note)
+
+
+def visited(node):
+    """Rows that a plan of PostgreSQL took from tables and indexes."""
+    own = 0
+    if "Scan" in node["Node Type"] and node["Node Type"] != "Subquery Scan":
+        removed = node.get("Rows Removed by Filter", 0) + node.get("Rows Removed by Index Recheck", 0)
+        own = (node["Actual Rows"] + removed) * node["Actual Loops"]
+    return own + sum(visited(child) for child in node.get("Plans", []))
+
+
+async def assert_quick(store, statement, parameters):
+    """Fail for a statement that walks through what is over."""
+    explain = "EXPLAIN (ANALYZE, FORMAT JSON) " if store._postgres else "EXPLAIN QUERY PLAN "
+    async with store._writing.connect() as connection:
+        lines = (await connection.exec_driver_sql(explain + statement, parameters)).all()
+        await connection.rollback()
+    if store._postgres:
+        plan = lines[0][0]
+        assert visited((json.loads(plan) if isinstance(plan, str) else plan)[0]["Plan"]) <= 1000, (statement, plan)
+    else:
+        # An index of all jobs may be walked where the list ends after a page and needs no sorting.
+        told = [line[-1] for line in lines]
+        page = "|newest" if "LIMIT" in statement and not any("TEMP B-TREE" in each for each in told) else ""
+        partial = re.compile(f"SCAN jobs(?! USING .*INDEX jobs_(waiting|leased|open{page}))")
+        walked = [each for each in told if partial.match(each)]
+        assert not walked, (statement, lines)
+
+
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("claim", lambda store, lease: store.claim("w2", Wants(jobs=4), 1e9)),
+        ("claim by models", lambda store, lease: store.claim("w2", Wants(jobs=4, models=frozenset(["shapes"])), 1e9)),
+        ("heartbeat", lambda store, lease: store.renew([lease], 1e9)),
+        ("finish", lambda store, lease: store.finish(lease, DONE, 1e9)),
+        ("reap", lambda store, lease: store.reap(1e9)),
+        ("backlog", lambda store, lease: store.backlog("ann")),
+        ("order", lambda store, lease: store.order(1e9)),
+        ("page of a caller", lambda store, lease: store.page(Filters(caller="ann"))),
+        ("waiting jobs of a caller", lambda store, lease: store.page(Filters(caller="ann", state=JobState.QUEUED))),
+        ("page", lambda store, lease: store.page()),
+        ("expired", lambda store, lease: store.expired(50.0)),
+        ("delete", lambda store, lease: store.delete([f"old-{i}" for i in range(1, 9)])),
+    ],
+)
+async def test_no_hot_query_walks_through_finished_jobs(many, name, call):
+    store, lease = many
+    with statements(store) as said:
+        await call(store, lease)
+    assert said
+    for statement, parameters in said:
+        await assert_quick(store, statement, parameters)
+
+
+async def test_a_walk_through_finished_jobs_would_be_noticed(many):
+    store, _ = many
+    with pytest.raises(AssertionError):
+        await assert_quick(store, "SELECT count(*) FROM jobs WHERE state = 'queued'", ())
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgres"])
+def many_url(request, tmp_path_factory):
+    """The address of a database with many jobs that are over and some that wait."""
+    if request.param == "postgres":
+        url = request.getfixturevalue("postgres_server").create("many")
+    else:
+        url = f"sqlite:///{tmp_path_factory.mktemp('many')}/jobs.db"
+
+    async def fill():
+        store = await open_sql_store(url)
+        await finish_many(store)
+        waiting = [job(caller=f"c{i % 7}", created=float(FINISHED + i), deadline=2e9) for i in range(60)]
+        await added(store, *waiting, *(job(created=float(FINISHED), deadline=2e9) for _ in range(20)))
+        await store.close()
+
+    asyncio.run(fill())
+    return url
+
+
+@pytest.fixture
+async def many(many_url):
+    """A store on it, and the lease of a job."""
+    store = await open_sql_store(many_url)
+    (claim,) = await store.claim("w1", Wants(), 1e9)
+    yield store, claim.lease
+    await store.close()
+
+
+# Migrations
+
+
+async def test_the_migrations_make_the_tables_of_the_schema(sql):
+    async with sql._engine.connect() as connection:
+        differences = await connection.run_sync(
+            lambda sync: compare_metadata(MigrationContext.configure(sync, opts={"compare_type": True}), METADATA)
+        )
+        indexes = await connection.run_sync(lambda sync: sa.inspect(sync).get_indexes("jobs"))
+    assert [each for each in differences if "alembic_version" not in str(each)] == []
+    found = {each["name"]: "".join(map(str, each.get("dialect_options", {}).values())).lower() for each in indexes}
+    assert found.keys() == {index.name for index in JOBS.indexes}
+    for index in JOBS.indexes:  # which rows an index holds, the comparison above does not see
+        where = index.dialect_options["postgresql"]["where"]
+        words = [] if where is None else re.findall(r"[a-z_]{4,}", str(where).lower())
+        assert all(word in found[index.name] for word in words), index.name
+        assert (where is None) == ("null" not in found[index.name]), index.name
+
+
+OPENS = """
+import asyncio, sys
+from service.store.opening import open_store
+async def main():
+    sys.stdin.readline()
+    await (await open_store(sys.argv[1])).close()
+asyncio.run(main())
+"""
+
+
+def test_processes_that_open_a_new_store_at_once_all_succeed(sql_url):
+    started = [
+        subprocess.Popen([sys.executable, "-c", OPENS, sql_url], stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+        for _ in range(3)
+    ]
+    for process in started:
+        process.stdin.write(b"\n")
+        process.stdin.flush()
+    for process in started:
+        _, told = process.communicate(timeout=60)
+        assert process.returncode == 0, told.decode()
+
+
+async def test_opening_again_changes_nothing(sql, sql_url):
+    (job_id,) = await added(sql, job())
+    again = await open_store(sql_url)
+    assert (await again.get(job_id)).id == job_id
+    await again.close()
+
+
+async def test_a_store_of_a_newer_version_is_refused(sql, sql_url):
+    async with sql._writing.begin() as connection:
+        await connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
+    with pytest.raises(StoreError, match="another version"):
+        await open_store(sql_url)
+
+
+@pytest.mark.parametrize("url", ["mysql://host/jobs", "jobs.db", "sqlite://", "sqlite:///", ""])
+async def test_an_address_of_something_else_is_refused_without_telling_passwords(url):
+    with pytest.raises(ValueError, match="must be sqlite:///FILE"):
+        await open_store(url)
+
+
+# Other processes
+
+
+async def test_what_one_process_accepts_another_one_claims_and_ends(sql, sql_url):
+    other = await open_sql_store(sql_url)
+    (job_id,) = await added(sql, job())
+    (claim,) = await other.claim("w2", ALL, 1.0)
+    assert await claimed(sql, 2.0) == []
+    await other.finish(claim.lease, DONE, 3.0)
+    await other.close()
+    assert (await sql.get(job_id)).state is JobState.COMPLETED
+
+
+ADDS = """
+import asyncio, sys
+from service.store.opening import open_store
+from tests.service.store.made import job
+async def main():
+    store = await open_store(sys.argv[1])
+    for i in range(100_000):
+        await store.add(job(f"{i:06}", created=float(i)))
+        print(f"{i:06}", flush=True)
+asyncio.run(main())
+"""
+
+
+async def test_what_was_accepted_survives_a_kill(sql, sql_url):
+    process = subprocess.Popen([sys.executable, "-c", ADDS, sql_url], stdout=subprocess.PIPE)
+    for _ in range(20):
+        process.stdout.readline()
+    process.send_signal(signal.SIGKILL)
+    last = (process.stdout.read().split() or [b"000019"])[-1].decode()
+    process.wait(10)
+    process.stdout.close()
+    kept = {record.id for record in (await sql.page(limit=100_000)).records}
+    assert kept >= {f"{i:06}" for i in range(int(last) + 1)}
+    assert len(await claimed(sql, 1e6)) == min(len(kept), 1000)
+
+
+async def test_many_claims_at_once_take_each_job_once_and_leave_none(sql, sql_url):
+    ids = await added(sql, *(job(caller=f"c{i % 5}", created=float(i)) for i in range(100)))
+    stores = [await open_sql_store(sql_url) for _ in range(3)]
+
+    async def work(store, name):
+        taken = []
+        while claims := await store.claim(name, Wants(jobs=3), 200.0):
+            taken += [claim.record.id for claim in claims]
+        return taken
+
+    workers = [work(store, f"{i}-{j}") for i, store in enumerate(stores) for j in range(2)]
+    taken = [each for ids in await asyncio.gather(*workers) for each in ids]
+    assert sorted(taken) == sorted(ids)
+    for store in stores:
+        await store.close()
+
+
+async def test_calls_that_are_given_up_leave_the_store_in_order(monkeypatch, sql_url):
+    """A client that leaves cancels what is done for it, at any moment."""
+    monkeypatch.setattr("service.store.sql._BUSY_S", 0.5)
+    sql = await open_sql_store(sql_url)
+    rng = random.Random(0)
+    for i in range(150):
+        call = sql.add(job(f"{i}", created=float(i))) if i % 2 else sql.claim("w1", Wants(), float(i))
+        task = asyncio.create_task(call)
+        await asyncio.sleep(rng.uniform(0, 0.006))
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+    await asyncio.wait_for(claimed(sql, now=1e6), 5)
+    await asyncio.wait_for(held(sql, now=1e6), 5)
+    await sql.close()
+
+
+async def test_a_call_that_is_given_up_while_another_writes_holds_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr("service.store.sql._BUSY_S", 2.0)
+    url = f"sqlite:///{tmp_path}/jobs.db"
+    store, other = await open_sql_store(url), await open_sql_store(url)
+    async with other._writing.begin():
+        waiting = asyncio.create_task(store.add(job()))
+        await asyncio.sleep(0.1)
+        waiting.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await waiting
+    for each in (other, store):
+        await asyncio.wait_for(added(each, job()), 1)
+        await each.close()
+
+
+# A database that does not answer
+
+
+async def test_a_full_disk_is_told_as_such(sql):
+    async with sql._writing.begin() as connection:
+        if sql._postgres:
+            await connection.exec_driver_sql(
+                "CREATE FUNCTION full() RETURNS trigger LANGUAGE plpgsql AS "
+                "$$ BEGIN RAISE EXCEPTION 'could not extend file' USING ERRCODE = '53100'; END $$"
+            )
+            await connection.exec_driver_sql("CREATE TRIGGER f BEFORE INSERT ON jobs EXECUTE FUNCTION full()")
+    if not sql._postgres:
+        sa.event.listen(
+            sql._engine.sync_engine, "begin", lambda connection: connection.exec_driver_sql("PRAGMA max_page_count = 1")
+        )
+    with pytest.raises(DiskFullError, match="free some space"):
+        await added(sql, *(job(request="x" * 10_000) for _ in range(50)))
+    assert (await sql.page()).records == ()
+
+
+async def test_a_busy_sqlite_store_is_told_as_such(tmp_path, monkeypatch):
+    monkeypatch.setattr("service.store.sql._BUSY_S", 0.02)
+    url = f"sqlite:///{tmp_path}/jobs.db"
+    store, other = await open_sql_store(url), await open_sql_store(url)
+    async with other._writing.begin():
+        with pytest.raises(StoreUnavailableError):
+            await store.add(job())
+        assert (await store.page()).records == ()  # readers do not wait
+    await store.add(job())
+    await store.close()
+    await other.close()
+
+
+async def test_an_unreachable_postgres_is_told_as_such(tmp_path):
+    with pytest.raises(StoreUnavailableError):
+        await open_store(f"postgresql://nobody@/none?host={tmp_path}")
+
+
+async def test_a_lost_connection_to_postgres_costs_one_ring_and_no_job(postgres_url):
+    store, other = await open_sql_store(postgres_url), await open_sql_store(postgres_url)
+    kill = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> $1"
+    async with store.listen() as bell:
+        await added(other, job())
+        assert await bell.wait(5.0)
+        while await bell.wait(0.1):
+            pass
+        async with other._engine.connect() as connection:
+            own = (await connection.exec_driver_sql("SELECT pg_backend_pid()")).scalar()
+            await connection.exec_driver_sql(kill, (own,))
+        assert await bell.wait(5.0)  # whoever listens looks after what it may have missed
+        while await bell.wait(0.2):
+            pass
+        await added(other, job())
+        assert await bell.wait(5.0)
+    assert len(await claimed(store, 1.0)) == 2
+    await store.close()
+    await other.close()
