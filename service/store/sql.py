@@ -10,6 +10,7 @@ import json
 import logging
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -90,10 +91,12 @@ async def open_sql_store(url: str, rules: Rules | None = None) -> "SqlStore":
 
     Raises:
         StoreUnavailableError: It cannot be reached.
-        StoreError: A newer version of this program has written it.
+        StoreError: Another version of this program has written it, or the database lets nobody in by that address.
     """
     engine = _engine(url)
     try:
+        if engine.url.database and engine.dialect.name == "sqlite":
+            await _make_file(Path(engine.url.database))
         async with _told(), engine.execution_options(write=True).begin() as connection:
             if engine.dialect.name == "postgresql":
                 await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATING)))
@@ -102,6 +105,19 @@ async def open_sql_store(url: str, rules: Rules | None = None) -> "SqlStore":
         await engine.dispose()
         raise
     return SqlStore(engine, rules)
+
+
+async def _make_file(file: Path) -> None:
+    """Make an empty database, or tell by the system's own words why there can be none."""
+
+    def make() -> None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.open("ab").close()
+
+    try:
+        await asyncio.to_thread(make)
+    except OSError as error:
+        raise StoreUnavailableError(f"the store's file cannot be written: {error.strerror}") from error
 
 
 def migrate(connection: sa.Connection, to: str = "head") -> None:
@@ -566,8 +582,9 @@ async def _entries(connection: AsyncConnection, query: sa.Executable) -> list[En
 def _engine(url: str) -> AsyncEngine:
     parsed = sa.make_url(url)
     if parsed.get_backend_name() == "postgresql":
-        return create_async_engine(parsed.set(drivername="postgresql+asyncpg"), pool_pre_ping=True)
-    engine = create_async_engine(parsed.set(drivername="sqlite+aiosqlite"))
+        parsed = parsed.set(drivername="postgresql+asyncpg")
+        return create_async_engine(parsed, pool_pre_ping=True, hide_parameters=True)
+    engine = create_async_engine(parsed.set(drivername="sqlite+aiosqlite"), hide_parameters=True)
 
     @event.listens_for(engine.sync_engine, "connect")
     def _connected(connection: Any, _: object) -> None:
@@ -597,6 +614,9 @@ async def _told() -> AsyncIterator[None]:
         if getattr(error.orig, "sqlstate", None) == "53100" or "disk is full" in str(error.orig):
             raise DiskFullError(_DISK_FULL) from error
         state = getattr(error.orig, "sqlstate", None) or ""
+        if state[:2] in {"28", "3D"}:
+            detail = "the database does not let the service in; check the store's address, its user and password"
+            raise StoreError(detail) from error
         # Lost connections, serialisation, resources, an operator at work.
         if isinstance(error, OperationalError | InterfaceError) or state[:2] in {"08", "40", "53", "55", "57"}:
             raise StoreUnavailableError("the store cannot be reached, or is busy; try again") from error
