@@ -404,7 +404,7 @@ class SqlStore:
         rows = (await connection.execute(waiting_query(limit, sets))).all()
         waiting = [Candidate(row.id, row.caller, row.priority, row.created, row.rows) for row in rows]
         served = {row.caller: row.served for row in rows if row.served is not None}
-        admissions = (await connection.execute(sa.select(sa.func.max(TURNS.c.served)))).scalar() or 0
+        admissions = rows[0].admissions if rows else 0
         ordered = moves.in_order(waiting, served, admissions, now, self._rules)
         return [each for each, _ in zip(ordered, range(limit), strict=False)], admissions
 
@@ -518,7 +518,7 @@ class _Bell:
 
 
 def waiting_query(limit: int, models: Sequence[str] | None) -> sa.Select[Any]:
-    """Of each caller and priority the first waiting jobs, and when the caller was last served.
+    """Of each caller and priority the first waiting jobs; when the caller was last served, and when anyone was.
 
     Args:
         limit: At most so many of each.
@@ -531,7 +531,9 @@ def waiting_query(limit: int, models: Sequence[str] | None) -> sa.Select[Any]:
     query = sa.select(*columns, place.label("place")).where(_WAITING)
     first = (query if models is None else query.where(JOBS.c.models.in_(models))).subquery()
     joined = sa.outerjoin(first, TURNS, first.c.caller == TURNS.c.caller)
-    return sa.select(first, TURNS.c.served).select_from(joined).where(first.c.place <= limit)
+    newest = sa.select(sa.func.coalesce(sa.func.max(TURNS.c.served), 0)).correlate(None).scalar_subquery()
+    found = sa.select(first, TURNS.c.served, newest.label("admissions"))
+    return found.select_from(joined).where(first.c.place <= limit)
 
 
 def page_query(filters: Filters, cursor: str | None) -> sa.Select[Any]:
