@@ -61,7 +61,6 @@ STATUS: Final[Mapping[type[Exception], HTTPStatus]] = {
     MovedError: HTTPStatus.SERVICE_UNAVAILABLE,
     EarlierFailureError: HTTPStatus.INTERNAL_SERVER_ERROR,
     UnreadableError: HTTPStatus.INTERNAL_SERVER_ERROR,
-    StoreUnavailableError: HTTPStatus.SERVICE_UNAVAILABLE,
     DiskFullError: HTTPStatus.INSUFFICIENT_STORAGE,
     LostFileError: HTTPStatus.GONE,
 }

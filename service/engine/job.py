@@ -376,7 +376,7 @@ class Job:
                     self.decoding = time.monotonic()
 
     def expire(self, error: Exception) -> None:
-        """End the job from any thread, unless it has ended; the engine may be computing for it, and settles it later."""
+        """End the job from any thread, unless it has ended; the engine may be computing for it and settles it later."""
         self._tell(error)
 
     def end(self, how: Outcome | Exception) -> None:

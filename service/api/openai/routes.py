@@ -29,11 +29,10 @@ from service.services import Services, ServicesDep
 
 router = APIRouter(prefix="/v1/images", tags=["openai"], route_class=Route)
 
+_FAULTS: Final = (400, 401, 403, 404, 409, 413, 415, 422, 429, 500, 503, 504, 507)
 _ANSWERS: Final[dict[int | str, dict[str, Any]]] = {
     200: {"model": GeneratedImages, "content": {EVENT_STREAM: {}}},
-    **{
-        status: {"model": ErrorResponse} for status in (400, 401, 403, 404, 409, 413, 415, 422, 429, 500, 503, 504, 507)
-    },
+    **{status: {"model": ErrorResponse} for status in _FAULTS},
 }
 # What a request asks for besides its native body.
 _HOW: Final = {"model", "response_format", "output_compression", "stream", "partial_images"}
