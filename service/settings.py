@@ -52,7 +52,8 @@ class Settings(BaseSettings):
     database: Annotated[
         str,
         Field(
-            description="Where jobs and API keys are: sqlite:///FILE, postgresql://… or memory:; none for a file in state."
+            description="Where jobs and API keys are: sqlite:///FILE, postgresql://… or memory:; "
+            "none for a file in state."
         ),
     ] = ""
     trusted_proxies: Annotated[
