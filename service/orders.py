@@ -122,6 +122,8 @@ async def accept(
         DiskFullError: There is no space to keep it.
         PipelineError: See :func:`take`.
     """
+    if idempotency is not None and (earlier := await services.keeper.standing(caller.id, idempotency)) is not None:
+        return earlier
     drawn_on = None if order.known is None or order.known.retrace else order.known
     origin = None if drawn_on is None else await asyncio.to_thread(origin_of, drawn_on)
     job = await take(order, services, caller)

@@ -154,9 +154,9 @@ class _Reader:
 
     def _check_prompt(self, token: "Token") -> None:
         """Refuse a quoted prompt that ends in @NAME: who writes that means a model, and would get another one."""
-        if token.type == "QUOTED" and (found := _MODEL_INSIDE.search(_ESCAPE.sub(_blank, token[1:-1]))):
+        if token.type == "QUOTED" and (found := _MODEL_INSIDE.search(_ESCAPE.sub(_without_signs, token[1:-1]))):
             detail = f"write the model after the closing quotation mark, @{_short(found[1])}; write \\@ for a plain @"
-            raise GrammarError(detail, self._text, span_of(token)[0] + found.start(1) + 1)
+            raise GrammarError(detail, self._text, span_of(token)[0] + token.rindex("@") + 1)
 
     def _model(self, tree: "Tree[Token]") -> str:
         name = _said(token_at(tree, 0))
@@ -253,12 +253,17 @@ def _innermost(spans: Mapping[Path, Span], path: Path) -> Span:
 def _said(token: "Token") -> str:
     """The text that a bare or quoted token stands for; bare words come with one space between them."""
     if token.type == "QUOTED":
-        return _ESCAPE.sub(lambda found: found[1] or chr(int(found[2], 16)), token[1:-1])
+        return _ESCAPE.sub(_character, token[1:-1])
     return " ".join(token.split())
 
 
-def _blank(found: re.Match[str]) -> str:
-    return " " * len(found[0])
+def _character(escape: re.Match[str]) -> str:
+    return escape[1] or chr(int(escape[2], 16))
+
+
+def _without_signs(escape: re.Match[str]) -> str:
+    """The character, but another one for an escaped @."""
+    return "\0" if escape[1] == "@" else _character(escape)
 
 
 def _short(name: str) -> str:

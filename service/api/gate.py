@@ -20,7 +20,7 @@ from service.quotas import JOBS, PIXEL_STEPS, QuotaError, Standing
 from service.services import Services
 from service.store.port import StoreUnavailableError
 
-_OPEN: Final = frozenset({"/", "/healthz", "/readyz", "/docs", "/redoc", "/openapi.json"})
+_OPEN: Final = frozenset({"/", "/healthz", "/readyz", "/docs", "/openapi.json"})
 _OPEN_BELOW: Final = ("/web/", "/docs/")
 # What is not listed needs the scope generate.
 _SCOPES: Final[Mapping[str, callers.Scope]] = {
@@ -77,7 +77,7 @@ class Gate:
 
         async def sending(message: Message) -> None:
             if message["type"] == "http.response.start" and caller.allowance != callers.Allowance():
-                jobs = sum(not record.job.over for record in self._services.registry.of(caller.id))
+                jobs = self._services.keeper.unfinished(caller.id)
                 MutableHeaders(scope=message).update(limit_headers(self._services.quotas.standings(caller, jobs)))
             await send(message)
 

@@ -47,7 +47,7 @@ def create_key(
     name: Annotated[str, typer.Argument(help="Whose key it is, or what for.")],
     scope: Annotated[
         list[Scope] | None,
-        typer.Option("--scope", help="generate (the default), read-metrics, admin; may be repeated."),
+        typer.Option("--scope", help="generate (the default), read-metrics or admin; repeat for more."),
     ] = None,
     expires_in: Annotated[
         str | None, typer.Option("--expires-in", help="Until when it holds: 90d, 12h, 30m, 4w; without, for ever.")

@@ -224,6 +224,20 @@ class Keeper:
         self._spawn(self._write(kept))
         return record
 
+    async def standing(self, caller: str, idempotency: Idempotency) -> Record | None:
+        """The job that a caller's key stands for; None where it stands for none.
+
+        Raises:
+            IdempotencyError: The key stands for another request.
+        """
+        winner = await self._store.standing(caller, idempotency.key)
+        return None if winner is None else await self._standing_for(winner, idempotency)
+
+    def unfinished(self, caller: str) -> int:
+        """How many of the caller's jobs are not over in this process."""
+        records = [*self._registry.of(caller), *(kept.record for kept in self._kept.values())]
+        return len({r.job.id for r in records if r.job.caller == caller and not r.job.over})
+
     async def find(self, job_id: str, caller: str) -> Record:
         """A caller's job as it stands; :class:`UnknownJobError` where the caller has none of that id.
 

@@ -69,7 +69,7 @@ class MemoryStore:
         """Accept a new job."""
         if record.id in self._entries:
             raise JobExistsError(record.id)
-        if (winner := self._winner(record)) is not None:
+        if record.key is not None and (winner := self._winner(record.caller, record.key)) is not None:
             raise KeyTakenError(winner)
         entry = Entry(record)
         if lease_to is not None:
@@ -77,6 +77,10 @@ class MemoryStore:
         self._entries[record.id] = entry
         self._ring()
         return None if lease_to is None else entry.claim.lease
+
+    async def standing(self, caller: str, key: str) -> JobRecord | None:
+        """The job that a caller's idempotency key stands for."""
+        return self._winner(caller, key)
 
     async def get(self, job_id: str) -> JobRecord:
         """A job as it stands."""
@@ -217,10 +221,10 @@ class MemoryStore:
         for bell in self._bells:
             bell.ring()
 
-    def _winner(self, record: JobRecord) -> JobRecord | None:
-        """The job that the record's key stands for."""
+    def _winner(self, caller: str, key: str) -> JobRecord | None:
+        """The job that a caller's key stands for."""
         for other in (entry.record for entry in self._entries.values()):
-            same = record.key is not None and (other.caller, other.key) == (record.caller, record.key)
+            same = (other.caller, other.key) == (caller, key)
             if same and other.state not in {JobState.FAILED, JobState.CANCELLED}:
                 return other
         return None

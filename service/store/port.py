@@ -119,6 +119,10 @@ class Store(Protocol):
         """
         ...
 
+    async def standing(self, caller: str, key: str) -> JobRecord | None:
+        """The job that a caller's idempotency key stands for; None where it is free."""
+        ...
+
     async def get(self, job_id: str) -> JobRecord:
         """A job as it stands; :class:`UnknownJobError` where there is none."""
         ...

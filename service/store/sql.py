@@ -176,6 +176,12 @@ class SqlStore:
         await self.wake()
         return None if lease_to is None else entry.claim.lease
 
+    async def standing(self, caller: str, key: str) -> JobRecord | None:
+        """The job that a caller's idempotency key stands for."""
+        async with self._read() as connection:
+            found = await _entries(connection, _standing(caller, key))
+        return found[0].record if found else None
+
     async def get(self, job_id: str) -> JobRecord:
         """A job as it stands."""
         async with self._read() as connection:
@@ -380,13 +386,8 @@ class SqlStore:
 
     async def _refuse(self, connection: AsyncConnection, record: JobRecord) -> None:
         """Raise for what is in a new job's way, if it still is."""
-        if record.key is not None:
-            standing = JOBS.c.state.not_in([JobState.FAILED, JobState.CANCELLED])
-            query = sa.select(JOBS).where(
-                JOBS.c.caller == record.caller, JOBS.c.idempotency_key == record.key, standing
-            )
-            if winner := await _entries(connection, query):
-                raise KeyTakenError(winner[0].record)
+        if record.key is not None and (found := await _entries(connection, _standing(record.caller, record.key))):
+            raise KeyTakenError(found[0].record)
         if (await connection.execute(sa.select(JOBS.c.id).where(JOBS.c.id == record.id))).first() is not None:
             raise JobExistsError(record.id)
 
@@ -539,6 +540,12 @@ def waiting_query(limit: int, models: Sequence[str] | None) -> sa.Select[Any]:
     newest = sa.select(sa.func.coalesce(sa.func.max(TURNS.c.served), 0)).correlate(None).scalar_subquery()
     found = sa.select(first, TURNS.c.served, newest.label("admissions"))
     return found.select_from(joined).where(first.c.place <= limit)
+
+
+def _standing(caller: str, key: str) -> sa.Select[Any]:
+    """The job that a caller's idempotency key stands for, if there is one."""
+    standing = JOBS.c.state.not_in([JobState.FAILED, JobState.CANCELLED])
+    return sa.select(JOBS).where(JOBS.c.caller == caller, JOBS.c.idempotency_key == key, standing)
 
 
 def page_query(filters: Filters, cursor: str | None) -> sa.Select[Any]:

@@ -56,6 +56,8 @@ FORMS = [
     (r'"me\@home"', p("me@home")),
     (r'"a \\\@sd15"', p(r"a \@sd15")),
     ('"by @someone"', p("by @someone")),
+    (r'"a@sd15\""', p('a@sd15"')),
+    (r'"a\u000a@sd15"', p("a\n@sd15")),
     ('"a@sd15, a dog"', p("a@sd15, a dog")),
     # what stands after a prompt
     ('"a dog"@sd15', p("a dog", "sd15")),

@@ -278,8 +278,8 @@ def test_painting_blends_in_inside_of_the_mask_alone():
 def test_what_is_over_holds_no_picture(client):
     body = ask(image=encoded(noise(16, 16)), mask=encoded(half(16, 16)))
     answer = client.post(AND, json=body, headers={"Prefer": "respond-async"})
-    services = client.app.state.services
-    record = services.registry.get(answer.json()["id"], "address:testclient")
+    keeper = client.app.state.services.keeper
+    record = client.portal.call(keeper.find, answer.json()["id"], "address:testclient")
     assert record.job.weight == 0 or record.job.weight == 16 * 16 * 5
     record.job.result.result(60)
     assert record.job.source is None

@@ -22,9 +22,17 @@ VALUES = st.recursive(
 )
 
 
+def open_to_anyone(models, **bounds):
+    """An application that is not started but knows that no key is asked for."""
+    settings = Settings(**bounds)
+    made = create_app(settings, catalog=Catalog.of(models))
+    asyncio.run(made.state.services.keyring.open(settings))
+    return made
+
+
 @pytest.fixture(scope="module")
 def app(models):
-    return create_app(Settings(), catalog=Catalog.of(models))
+    return open_to_anyone(models)
 
 
 def scan(text, bounds=WIDE, cuts=()):
@@ -190,7 +198,7 @@ def test_a_large_chunk_leaves_the_loop_to_others(app):
 
 def test_the_bodies_of_all_requests_together_are_bounded(models):
     """A body counts from when it comes to when its request is answered."""
-    app = create_app(Settings(max_bodies_bytes=4096, max_body_bytes=4096), catalog=Catalog.of(models))
+    app = open_to_anyone(models, max_bodies_bytes=4096, max_body_bytes=4096)
 
     async def scene():
         over = asyncio.Event()

@@ -52,7 +52,7 @@ def test_every_line_of_a_request_has_its_id_and_its_job(models, lines):
         "method": "POST",
         "path": OR,
         "status": 200,
-        "caller": "client:me",
+        "caller": "address:testclient",
         "job_id": job,
     }
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", answered["time"])

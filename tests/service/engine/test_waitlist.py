@@ -128,7 +128,7 @@ class Crowd:
     def second_try(self):
         """Of those who were refused and came back as told: how many got in."""
         back = [client.told[1] for client in self.clients if client.obeys and len(client.told) > 1]
-        assert len(back) > 30, "too few to tell"
+        assert len(back) >= 30, "too few to tell"
         return sum(told is None for told in back) / len(back)
 
 

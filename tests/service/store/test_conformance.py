@@ -71,6 +71,9 @@ async def test_a_key_stands_for_one_job_of_a_caller(store):
         await store.add(job("d", key="k", digest="two"))
     assert refused.value.winner.id == "a"
     assert refused.value.winner.idempotency.digest == "one"
+    assert (await store.standing("ann", "k")).id == "a"
+    assert (await store.standing("bob", "k")).id == "b"
+    assert await store.standing("bob", "other") is None
     with pytest.raises(UnknownJobError):
         await store.get("d")
 
