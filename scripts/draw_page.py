@@ -16,11 +16,11 @@ _SHOWN: Final = ("a cat", "a pizza")
 
 def compose(page: Page, prompts: tuple[str, str]) -> None:
     """Draw two prompts with the page's defaults and wait for the picture."""
+    before = page.get_attribute("#stage", "data-job")
     for i, prompt in enumerate(prompts):
         page.fill(f"#prompt-{i}", prompt)
     page.click("#compose")
-    page.wait_for_selector("#stage[data-status=running]")
-    page.wait_for_selector("#stage[data-status=completed]")
+    page.wait_for_selector(f"#stage[data-status=completed]:not([data-job='{before}'])")
 
 
 def main() -> None:

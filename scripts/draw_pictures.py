@@ -18,17 +18,27 @@ SCALE: Final = 2
 RED: Final = Prompt("a red circle", "shapes")
 BLUE: Final = Prompt("a blue star", "shapes")
 CAT: Final = Prompt("a cat", "emoji")
+LION: Final = Prompt("a lion", "emoji")
+SUNFLOWER: Final = Prompt("a sunflower", "emoji")
 FLUENT: Final = Prompt("a cat", "emoji", adapters=(("fluent", 1.0),))
 NOTO: Final = Prompt("a cat", "emoji", adapters=(("noto", 1.0),))
 ROWS: Final[dict[str, tuple[Expression, ...]]] = {
     "emoji": (
         And((CAT, Prompt("a pizza", "emoji"))),
-        And((Prompt("a lion", "emoji"), Prompt("a sunflower", "emoji"))),
+        And((LION, SUNFLOWER)),
         And((Prompt("an octopus", "emoji"), Prompt("a strawberry", "emoji"))),
         And((Prompt("a robot", "emoji"), Prompt("a teapot", "emoji"))),
         FLUENT,
         NOTO,
         And((FLUENT, NOTO)),
+    ),
+    "emoji-operators": (
+        Prompt("a lion and a sunflower", "emoji"),
+        And((LION, SUNFLOWER)),
+        And((LION, SUNFLOWER), method=Method.BALANCED),
+        Average((LION, SUNFLOWER)),
+        Product((LION, SUNFLOWER)),
+        Or((LION, SUNFLOWER)),
     ),
     "operators": (
         Prompt("a red circle and a blue star", "shapes"),
