@@ -42,6 +42,7 @@ bench: setup
 	$(BIN)/python -m benchmarks.weights
 	$(BIN)/python -m benchmarks.http
 	$(BIN)/python -m benchmarks.startup
+	$(BIN)/python -m benchmarks.store
 
 eval: setup
 	$(BIN)/python -m evaluation

@@ -18,8 +18,9 @@ import pytest
 
 __all__ = ["emptied_database", "postgres_server", "postgres_url"]
 
-# The data are thrown away after the tests: nothing needs to survive a crash of the machine.
-FAST = ("fsync=off", "full_page_writes=off", "synchronous_commit=off", "autovacuum=off")
+# The data are thrown away after the tests: nothing needs to survive a crash of the machine. It does survive one of the
+# server.
+FAST = ("fsync=off", "full_page_writes=off", "autovacuum=off")
 SMALL = ("shared_buffers=32MB", "max_connections=60", "max_worker_processes=2", "jit=off")
 
 

@@ -16,7 +16,7 @@ async def open_store(url: str, rules: Rules | None = None) -> Store:
     Raises:
         ValueError: It is the address of something else.
         StoreUnavailableError: It cannot be reached.
-        StoreError: Another version of this program has written it.
+        StoreError: Another version of this program has written it, or the database lets nobody in by that address.
     """
     if url == "memory:":
         return MemoryStore(rules)

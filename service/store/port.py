@@ -189,7 +189,7 @@ class Store(Protocol):
         """The job is over, whether or not it was asked to be cancelled; its checkpoint is forgotten.
 
         Raises:
-            LostLeaseError: It is not this worker's any more.
+            LostLeaseError: It is not this worker's any more; so too where this is called again as the answer was lost.
         """
         ...
 

@@ -10,6 +10,7 @@ import json
 import logging
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -90,10 +91,12 @@ async def open_sql_store(url: str, rules: Rules | None = None) -> "SqlStore":
 
     Raises:
         StoreUnavailableError: It cannot be reached.
-        StoreError: A newer version of this program has written it.
+        StoreError: Another version of this program has written it, or the database lets nobody in by that address.
     """
     engine = _engine(url)
     try:
+        if engine.url.database and engine.dialect.name == "sqlite":
+            await _make_file(Path(engine.url.database))
         async with _told(), engine.execution_options(write=True).begin() as connection:
             if engine.dialect.name == "postgresql":
                 await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATING)))
@@ -102,6 +105,19 @@ async def open_sql_store(url: str, rules: Rules | None = None) -> "SqlStore":
         await engine.dispose()
         raise
     return SqlStore(engine, rules)
+
+
+async def _make_file(file: Path) -> None:
+    """Make an empty database, or tell by the system's own words why there can be none."""
+
+    def make() -> None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.open("ab").close()
+
+    try:
+        await asyncio.to_thread(make)
+    except OSError as error:
+        raise StoreUnavailableError(f"the store's file cannot be written: {error.strerror}") from error
 
 
 def migrate(connection: sa.Connection, to: str = "head") -> None:
@@ -388,7 +404,7 @@ class SqlStore:
         rows = (await connection.execute(waiting_query(limit, sets))).all()
         waiting = [Candidate(row.id, row.caller, row.priority, row.created, row.rows) for row in rows]
         served = {row.caller: row.served for row in rows if row.served is not None}
-        admissions = (await connection.execute(sa.select(sa.func.max(TURNS.c.served)))).scalar() or 0
+        admissions = rows[0].admissions if rows else 0
         ordered = moves.in_order(waiting, served, admissions, now, self._rules)
         return [each for each, _ in zip(ordered, range(limit), strict=False)], admissions
 
@@ -502,7 +518,7 @@ class _Bell:
 
 
 def waiting_query(limit: int, models: Sequence[str] | None) -> sa.Select[Any]:
-    """Of each caller and priority the first waiting jobs, and when the caller was last served.
+    """Of each caller and priority the first waiting jobs; when the caller was last served, and when anyone was.
 
     Args:
         limit: At most so many of each.
@@ -515,7 +531,9 @@ def waiting_query(limit: int, models: Sequence[str] | None) -> sa.Select[Any]:
     query = sa.select(*columns, place.label("place")).where(_WAITING)
     first = (query if models is None else query.where(JOBS.c.models.in_(models))).subquery()
     joined = sa.outerjoin(first, TURNS, first.c.caller == TURNS.c.caller)
-    return sa.select(first, TURNS.c.served).select_from(joined).where(first.c.place <= limit)
+    newest = sa.select(sa.func.coalesce(sa.func.max(TURNS.c.served), 0)).correlate(None).scalar_subquery()
+    found = sa.select(first, TURNS.c.served, newest.label("admissions"))
+    return found.select_from(joined).where(first.c.place <= limit)
 
 
 def page_query(filters: Filters, cursor: str | None) -> sa.Select[Any]:
@@ -566,8 +584,9 @@ async def _entries(connection: AsyncConnection, query: sa.Executable) -> list[En
 def _engine(url: str) -> AsyncEngine:
     parsed = sa.make_url(url)
     if parsed.get_backend_name() == "postgresql":
-        return create_async_engine(parsed.set(drivername="postgresql+asyncpg"), pool_pre_ping=True)
-    engine = create_async_engine(parsed.set(drivername="sqlite+aiosqlite"))
+        parsed = parsed.set(drivername="postgresql+asyncpg")
+        return create_async_engine(parsed, pool_pre_ping=True, hide_parameters=True)
+    engine = create_async_engine(parsed.set(drivername="sqlite+aiosqlite"), hide_parameters=True)
 
     @event.listens_for(engine.sync_engine, "connect")
     def _connected(connection: Any, _: object) -> None:
@@ -597,6 +616,9 @@ async def _told() -> AsyncIterator[None]:
         if getattr(error.orig, "sqlstate", None) == "53100" or "disk is full" in str(error.orig):
             raise DiskFullError(_DISK_FULL) from error
         state = getattr(error.orig, "sqlstate", None) or ""
+        if state[:2] in {"28", "3D"}:
+            detail = "the database does not let the service in; check the store's address, its user and password"
+            raise StoreError(detail) from error
         # Lost connections, serialisation, resources, an operator at work.
         if isinstance(error, OperationalError | InterfaceError) or state[:2] in {"08", "40", "53", "55", "57"}:
             raise StoreUnavailableError("the store cannot be reached, or is busy; try again") from error
