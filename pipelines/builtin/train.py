@@ -349,10 +349,16 @@ def main() -> None:
         "--frozen", type=Path, metavar="MODELS", help="keep autoencoder and text encoder of this folder"
     )
     parser.add_argument("--further", type=Path, metavar="MODELS", help="keep those, and train its denoisers on")
+    parser.add_argument("--steps", type=int, default=_FURTHER.steps, help="of training further")
+    parser.add_argument("--batch", type=int, default=_FURTHER.batch, help="of training further")
+    parser.add_argument("--scenes", type=int, default=Recipe().scenes, help="how many scenes a model is trained on")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--smoke", action="store_true", help="a minute's run that proves every stage, in runs/smoke")
     arguments = parser.parse_args()
-    recipe = Recipe(seed=arguments.seed).smoke() if arguments.smoke else Recipe(seed=arguments.seed)
+    longer = replace(_FURTHER, steps=arguments.steps, batch=arguments.batch)
+    recipe = Recipe(further=longer, scenes=arguments.scenes, seed=arguments.seed)
+    if arguments.smoke:
+        recipe = recipe.smoke()
     work = arguments.work or Path("runs/smoke/work" if arguments.smoke else "runs/builtin")
     out = arguments.out or (Path("runs/smoke/models") if arguments.smoke else BUILTIN_FOLDER)
     train(recipe, work, out, only=arguments.only, frozen=arguments.frozen, further=arguments.further)
