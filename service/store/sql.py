@@ -6,8 +6,10 @@ a time; on PostgreSQL claims pass over rows that others are claiming, and so do 
 """
 
 import asyncio
+import contextlib
 import json
 import logging
+import os
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -113,11 +115,16 @@ async def open_engine(url: str) -> AsyncEngine:
 
 
 async def _make_file(file: Path) -> None:
-    """Make an empty database, or tell by the system's own words why there can be none."""
+    """Make an empty database where there is none, or tell by the system's own words why there can be none.
+
+    One that is there is not opened here: to close it would take this process's own locks away, which other connections
+    to it rely on (sqlite.org/howtocorrupt.html, section 2.2). Other processes would then remove the log that they read.
+    """
 
     def make() -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.open("ab").close()
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
 
     try:
         await asyncio.to_thread(make)

@@ -228,7 +228,7 @@ def test_extra_fields_in_a_form_as_the_client_nests_them_or_as_json(client, nati
     ("given", "param", "told"),
     [
         ({"image": [b"a", b"b"]}, "image", "one image"),
-        ({"image": b"no picture"}, "image", "none of PNG"),
+        ({"image": b"no picture"}, "image", "must be one of PNG"),
         ({"mask": png(np.zeros((64, 64, 3), np.uint8))}, "mask", "transparent"),
         ({"mask": half_clear(32, 32)}, "mask", "32×32"),
         ({"n": 11}, "n", "10"),

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import traceback
+from typing import Final
 
 import pytest
 import sqlalchemy as sa
@@ -43,6 +44,31 @@ async def sql(sql_url):
     opened = await open_sql_store(sql_url)
     yield opened
     await opened.close()
+
+
+_ADDS_ONE: Final = """
+import sqlite3, sys
+with sqlite3.connect(sys.argv[1]) as connection:
+    connection.execute("UPDATE counts SET n = n + 1")
+connection.close()
+"""
+
+
+async def test_a_file_opened_twice_in_a_process_sees_what_others_write(tmp_path):
+    """To close a file drops the process's locks on it, and then other processes remove the log that it reads."""
+    file = tmp_path / "jobs.db"
+    first = await open_sql_store(f"sqlite:///{file}")
+    second = await open_sql_store(f"sqlite:///{file}")
+    async with first._engine.execution_options(write=True).begin() as connection:
+        await connection.execute(sa.text("CREATE TABLE counts (n INTEGER)"))
+        await connection.execute(sa.text("INSERT INTO counts VALUES (0)"))
+    for written in (1, 2, 3):
+        await asyncio.to_thread(subprocess.run, [sys.executable, "-c", _ADDS_ONE, file], check=True, timeout=30)
+        for store in (first, second):
+            async with store._engine.begin() as connection:
+                assert await connection.scalar(sa.text("SELECT n FROM counts")) == written
+    await second.close()
+    await first.close()
 
 
 async def finish_many(store):
