@@ -104,6 +104,7 @@ async def accept(
     *,
     keep: bool = False,
     idempotency: Idempotency | None = None,
+    arrived: Callable[[Record], None] = lambda _: None,
 ) -> Record:
     """Take an order in and queue its job, to be asked for by its id; or find the job that its key stands for.
 
@@ -114,6 +115,7 @@ async def accept(
         rendering: How its pictures are wanted; of the picture that it began from nothing is said there.
         keep: Whether the job outlives this process; one with a key does.
         idempotency: The client's key, if it sent one.
+        arrived: Called with the job if it is a new one.
 
     Raises:
         QueueFullError: There is no place, or the caller has as many jobs as it may.
@@ -138,6 +140,7 @@ async def accept(
         services.registry.add(record)
     services.quotas.count_pixel_steps(caller, pixel_steps(job.plan))
     _say(job, services.settings)
+    arrived(record)
     return record
 
 

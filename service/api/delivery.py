@@ -78,10 +78,13 @@ async def deliver(body: Asking, request: Request, services: Services, caller: Ca
     order = await asyncio.to_thread(body.order, services.catalog.names, caller.id, services.settings.max_timeout_s)
     rendering = Rendering(body.pictured or ImageFormat.PNG, body.by_url)
     key = idempotency(wanted.key, caller, asked)
-    record = await accept(order, services, caller, rendering, keep=wanted.at_once, idempotency=key)
-    if callback is not None:
-        told = partial(_document, record)
-        services.callbacks.send_when(when_over(record.job), f"job_{record.job.id}", callback, told)
+
+    def arrived(record: Record) -> None:
+        if callback is not None:
+            told = partial(_document, record)
+            services.callbacks.send_when(when_over(record.job), f"job_{record.job.id}", callback, told)
+
+    record = await accept(order, services, caller, rendering, keep=wanted.at_once, idempotency=key, arrived=arrived)
     headers = job_headers(request, record.job)
     response = await _respond(record, request, services, wanted, form)
     response.headers.update(headers)

@@ -57,7 +57,7 @@ def test_the_pictures_that_are_shown_are_there():
     shown = re.findall(r"!\[[^]]*\]\(([^)]+)\)|<img src=\"([^\"]+)\"", README)
     assert len(shown) >= 3
     for path in (next(filter(None, found)) for found in shown):
-        assert Image.open(ROOT / path).size
+        assert picture(ROOT / path).size
 
 
 @pytest.mark.skipif(not (shutil.which("curl") and shutil.which("jq")), reason="needs curl and jq")
