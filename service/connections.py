@@ -86,9 +86,9 @@ class PatientProtocol(H11Protocol):
     def data_received(self, data: bytes) -> None:
         """Take what came, and wait for what is missing still."""
         super().data_received(data)
-        self._received += len(data)
         state = self.conn.their_state
         self._await(state if state in {h11.IDLE, h11.SEND_BODY} else None)
+        self._received += len(data)
 
     def on_response_complete(self) -> None:
         """Go on with the next request; uvicorn itself waits for its first byte."""
@@ -138,6 +138,10 @@ class PatientProtocol(H11Protocol):
             more_s, self._received = self._received / self._patience.body_bytes_per_s, 0
         if more_s > _MOMENT_S:
             self._look_again(more_s)
+        elif self._awaited is h11.IDLE and not self._received:
+            # Nothing was asked. Browsers open connections in advance, and would take an answer for that to the request
+            # that they send on it next.
+            self.transport.close()
         elif self._awaited is h11.IDLE:
             self._refuse(
                 HTTPStatus.REQUEST_TIMEOUT,

@@ -146,7 +146,7 @@ def test_of_two_servers_on_one_database_one_is_killed(servers, postgres_url, tmp
 
 @pytest.mark.parametrize("kind", ["postgres", "sqlite"])
 def test_a_server_that_slept_past_its_lease_writes_nothing_more(servers, tmp_path, request, kind):
-    asked = [body(3, steps=40), body(4)]
+    asked = [body(3, steps=300), body(4, steps=300)]
     pictures = expected(servers, asked)
     database = (
         request.getfixturevalue("postgres_url") if kind == "postgres" else f"sqlite:///{tmp_path / 'jobs.sqlite'}"

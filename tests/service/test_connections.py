@@ -136,12 +136,11 @@ HALF_CHUNKS = b"POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n
 @pytest.mark.parametrize(
     ("sent", "told"),
     [
-        (b"", b"header_timeout_s"),
         (HALF_HEADERS, b"header_timeout_s"),
         (HALF_BODY, b"body_timeout_s"),
         (HALF_CHUNKS, b"body_timeout_s"),
     ],
-    ids=["silent", "half headers", "half body", "half chunks"],
+    ids=["half headers", "half body", "half chunks"],
 )
 def test_who_keeps_the_server_waiting_is_closed(server, sent, told):
     with connected(server) as connection:
@@ -151,6 +150,14 @@ def test_who_keeps_the_server_waiting_is_closed(server, sent, told):
         assert time.monotonic() - began >= LIMIT_S * 0.9
         assert answer.startswith(b"HTTP/1.1 408 ")
         assert told in answer
+
+
+def test_a_connection_made_in_advance_is_closed_without_a_word(server):
+    """A browser would take an answer to nothing for that to the request which it sends on the connection next."""
+    with connected(server) as connection:
+        began = time.monotonic()
+        assert until_closed(connection) == b""
+        assert time.monotonic() - began >= LIMIT_S * 0.9
 
 
 @pytest.mark.parametrize("begun", [HALF_HEADERS, HALF_BODY], ids=["headers", "body"])
