@@ -11,6 +11,8 @@ PORT ?= 8000
 VENV := .venv
 BIN := $(VENV)/bin
 SETUP := $(VENV)/.set-up
+# Tests that watch a browser and killed processes in real time; beside the others they would come too late.
+APART := tests/clients/test_page.py tests/crash
 
 .PHONY: setup serve test bench eval format fresh
 
@@ -28,7 +30,8 @@ test: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadfile $(APART:%=--ignore %)
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadfile $(APART)
 
 bench: setup
 	$(BIN)/python -m benchmarks.accuracy
