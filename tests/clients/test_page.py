@@ -27,7 +27,7 @@ AXE = Path(__file__).parent / "vendor" / "axe.min.js"
 WAIT_MS = 30_000
 REQUIRED = "SUPERDIFF_REQUIRE_BROWSER"
 pytestmark = pytest.mark.timeout(120)
-LATE = pytest.mark.xfail(strict=False, reason="on a busy machine the page sometimes hears of no progress; not understood")
+LATE = pytest.mark.xfail(strict=False, reason="on a busy machine the page may hear of no progress; not understood")
 
 
 @pytest.fixture(scope="module")
