@@ -31,6 +31,7 @@ export class Stage {
   constructor(wishes) {
     this.wishes = wishes;
     this.job = null;
+    this.frame = null;
     $("cancel").addEventListener("click", () => this.cancel());
     $("reading").addEventListener("input", () => this.read(Number($("reading").value)));
     $("opacity").addEventListener("input", () => ($("lift-map").style.opacity = $("opacity").value));
@@ -106,12 +107,10 @@ export class Stage {
     } else if (kind === "progress") {
       this.points.set(data.step, data);
       this.job = { ...this.job, status: "running", step: data.step, steps: data.steps, sigma: data.sigma };
-      this.progress();
-      this.charts();
+      this.soon();
     } else if (kind === "preview") {
       this.previews = data.images;
-      this.picture();
-      this.strip();
+      this.soon();
     } else if (kind === "completed") {
       this.result = data;
       for (const point of data.trajectory ?? []) this.points.set(point.step, point);
@@ -123,6 +122,18 @@ export class Stage {
       this.over({ status: "cancelled" });
       say("Cancelled.");
     }
+  }
+
+  /** Draw what came, once a frame: a slow machine would fall behind if it drew every event. */
+  soon() {
+    if (this.frame !== null) return;
+    this.frame = requestAnimationFrame(() => {
+      this.frame = null;
+      this.progress();
+      this.picture();
+      this.strip();
+      this.charts();
+    });
   }
 
   over(change) {
