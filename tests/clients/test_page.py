@@ -27,7 +27,6 @@ AXE = Path(__file__).parent / "vendor" / "axe.min.js"
 WAIT_MS = 30_000
 REQUIRED = "SUPERDIFF_REQUIRE_BROWSER"
 pytestmark = pytest.mark.timeout(120)
-LATE = pytest.mark.xfail(strict=False, reason="on a busy machine the page may hear of no progress; not understood")
 
 
 @pytest.fixture(scope="module")
@@ -162,20 +161,25 @@ RECORD = """() => {
 """Writes down what the stage shows, at each change of it."""
 
 
-@LATE
-def test_a_first_visitor_presses_compose_and_sees_a_picture_come(page, server, tmp_path):
-    """Nothing but the button: preview, charts and progress move; what is shown is what the service says."""
+def test_preview_charts_and_progress_move(page):
+    """On a picture of many steps: one of the default's may be drawn before a busy browser asks for its events."""
     page.evaluate(RECORD)
-    page.click("#compose")
-    expect(page.locator("#prompt-0")).to_have_value("a red circle")
-    job = finished(page)
+    compose(page, "a red circle", "a blue star", steps=300)
+    finished(page)
     on_the_way = [seen for seen in page.evaluate("window.seen") if seen["status"] == "running"]
     assert any(seen["picture"].startswith("data:image/jpeg") for seen in on_the_way)
     for moving in ("progress", "weight", "density"):
         values = [seen[moving] for seen in on_the_way]
         assert values == sorted(values)
         assert len(set(values)) >= 5, moving
-    assert any(re.match(r"Step \d+ of 25 +σ [\d.]+$", seen["text"]) for seen in on_the_way)
+    assert any(re.match(r"Step \d+ of 300 +σ [\d.]+$", seen["text"]) for seen in on_the_way)
+
+
+def test_a_first_visitor_presses_compose_and_sees_a_picture_come(page, server, tmp_path):
+    """Nothing but the button; what is shown is what the service says."""
+    page.click("#compose")
+    expect(page.locator("#prompt-0")).to_have_value("a red circle")
+    job = finished(page)
     until(page, "document.querySelector('#picture').naturalWidth === 64")
     told = asked(server, job)["result"]
     (image,) = told["images"]
@@ -334,7 +338,6 @@ def json_quoted(prompt):
     return '"' + re.sub(r'["\\]', r"\\\g<0>", prompt) + '" AND b'
 
 
-@LATE
 def test_cancel_ends_the_job(page, server):
     compose(page, "a red circle", "a blue star", steps=1000)
     until(page, "Number(document.querySelector('#progress').value) > 0")
@@ -480,7 +483,6 @@ def test_the_gallery_outlives_a_reload_and_gives_settings_back(opened, server, p
     expect(opened().locator("#gallery li")).to_have_count(0)
 
 
-@LATE
 def test_a_running_job_is_taken_up_and_cancelled_after_a_reload(page, server):
     compose(page, "a red circle", "a blue star", steps=1000)
     page.wait_for_selector("#stage[data-status=running]")
