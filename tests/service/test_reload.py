@@ -1,33 +1,18 @@
 """The catalogue read anew by a running service: by POST /v1/admin/reload, and what /v1/models says of failures."""
 
-import threading
-
 import pytest
 from fastapi.testclient import TestClient
 
 from pipelines.catalog import Catalog
 from service.app import create_app
 from service.engine.engine import Engine
-from service.engine.executor import Executor
 from service.settings import Settings
+from tests.service.held import Held
 from tests.service.test_api import wait_until_ready
 
 OR = "/v1/superpose/or"
 RELOAD = "/v1/admin/reload"
 HERE = ("127.0.0.1", 5000)
-
-
-class Held(Executor):
-    """An executor whose steps wait until they are let go."""
-
-    def __init__(self, catalog):
-        super().__init__(catalog)
-        self.stepping, self.go = threading.Event(), threading.Event()
-
-    def advance(self, jobs):
-        self.stepping.set()
-        assert self.go.wait(60)
-        super().advance(jobs)
 
 
 @pytest.fixture

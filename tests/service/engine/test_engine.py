@@ -25,6 +25,7 @@ from service.engine.executor import Executor
 from service.engine.job import Ask, CancelledJobError, DeadlineError, EngineStoppedError, Phase
 from service.engine.metrics import Metrics
 from service.engine.scheduler import Limits, QueueFullError
+from tests.service.held import Held
 
 WAIT = 60
 
@@ -140,19 +141,6 @@ def test_a_poisoned_job_fails_alone(catalog):
         with pytest.raises(NonFiniteError):
             poisoned.result.result(WAIT)
         assert engine.alive
-
-
-class Held(Executor):
-    """An executor whose steps wait until they are let go."""
-
-    def __init__(self, catalog):
-        super().__init__(catalog)
-        self.stepping, self.go = threading.Event(), threading.Event()
-
-    def advance(self, jobs):
-        self.stepping.set()
-        assert self.go.wait(WAIT)
-        super().advance(jobs)
 
 
 def test_cancel_drops_a_job_wherever_it_is_and_nobody_else(catalog):
