@@ -163,10 +163,11 @@ def _model(catalog: Catalog, entry: Entry, *, load: bool) -> Iterator[Finding]:
 def _disk(subject: Subject) -> Iterator[Finding]:
     home = subject.environment.get("HF_HOME") or str(Path.home() / ".cache/huggingface")
     folders = {"cache of the hub": Path(home), "temporary files": Path(subject.environment.get("TMPDIR") or "/tmp")}  # noqa: S108
-    for name in ("state", "artifacts"):
-        value = str(getattr(subject.settings, name, "") or "")
-        if value and ":" not in value:  # else a URL
-            folders[name] = Path(value).expanduser()
+    settings = subject.settings
+    if settings.uses_state:
+        folders["state"] = settings.state.expanduser()
+    if settings.artifacts and ":" not in settings.artifacts:  # else a URL
+        folders["artifacts"] = Path(settings.artifacts).expanduser()
     for about, folder in folders.items():
         there = next(parent for parent in (folder, *folder.resolve().parents) if parent.exists())
         free = shutil.disk_usage(there).free

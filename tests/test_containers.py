@@ -14,9 +14,7 @@ from service.settings import Settings
 
 TMP = "/tmp"  # noqa: S108  the container's own
 ROOT = Path(__file__).parents[1]
-# Of jobs that outlive the process and of API keys.
-ELSEWHERE = {"SUPERDIFF_STATE", "SUPERDIFF_DATABASE", "SUPERDIFF_KEYS_FILE"}
-KNOWN = {f"SUPERDIFF_{name.upper()}" for name in Settings.model_fields} | ELSEWHERE
+KNOWN = {f"SUPERDIFF_{name.upper()}" for name in Settings.model_fields}
 
 
 @pytest.fixture(scope="module")
