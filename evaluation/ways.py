@@ -108,7 +108,8 @@ class Composed:
     def plan(self, picture: Asked, models: Mapping[str, Model], catalog: Catalog) -> Plan:
         """What one picture comes to."""
         expression = self.compose(picture)
-        chosen = asdict(catalog.defaults(expression)) | {"candidates": self.best_of[-1]} | dict(self.params)
+        cards = {name: model.card for name, model in models.items()}
+        chosen = asdict(catalog.defaults(expression, cards)) | {"candidates": self.best_of[-1]} | dict(self.params)
         return plan_of(expression, SamplingParams(seed=picture.seed, **chosen), models)
 
 

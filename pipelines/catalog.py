@@ -30,7 +30,7 @@ from weakref import WeakValueDictionary
 
 import torch
 
-from pipelines.card import DEFAULT_GUIDANCE_SCALES, DEFAULT_GUIDANCE_START, Defaults, Guidance
+from pipelines.card import DEFAULT_GUIDANCE_SCALES, DEFAULT_GUIDANCE_START, Card, Defaults, Guidance
 from pipelines.composition import Expression, conjuncts, lead
 from pipelines.entry import (
     BUILTIN_MODELS,
@@ -179,6 +179,11 @@ class Catalog:
         return tuple(self._entries)
 
     @property
+    def device(self) -> str:
+        """The device of the models whose entry names none."""
+        return self._device
+
+    @property
     def policy(self) -> MemoryPolicy:
         """When its models are unloaded."""
         return self._policy
@@ -205,14 +210,14 @@ class Catalog:
         """Where a model's files are; files from the hub are downloaded now."""
         return _fetched(self.entry(name))
 
-    def defaults(self, expression: Expression) -> Defaults:
-        """The parameters of a request for an expression that gives none; may load the lead model.
+    def defaults(self, expression: Expression, cards: Mapping[str, Card]) -> Defaults:
+        """The parameters of a request for an expression that gives none.
 
         They are the lead model's own. Where n prompts must hold together, an average one of them gets an n-th of the
         guidance, so the scale is n times the model's.
         """
         name = lead(expression)
-        entry, guidance = self.entry(name), self.get(name).card.guidance
+        entry, guidance = self.entry(name), cards[name].guidance
         scale = DEFAULT_GUIDANCE_SCALES[guidance] if entry.guidance_scale is None else entry.guidance_scale
         together = conjuncts(expression)
         if guidance is not Guidance.CLASSIFIER_FREE or scale <= 1 or together == 1:

@@ -56,11 +56,12 @@ def main() -> None:
     """Draw every grid."""
     catalog = Catalog.builtin()
     models = {name: catalog.get(name) for name in catalog.names}
+    cards = {name: model.card for name, model in models.items()}
     OUT.mkdir(parents=True, exist_ok=True)
     for name, rows in ROWS.items():
         lines = []
         for expression in rows:
-            params = SamplingParams(**asdict(catalog.defaults(expression)), seed=0, num_images=COLUMNS)
+            params = SamplingParams(**asdict(catalog.defaults(expression, cards)), seed=0, num_images=COLUMNS)
             z = sample(expression, params, models).z
             pictures = models[lead(expression)].decode(z)
             pixels = pictures.permute(0, 2, 3, 1).mul(255).round().byte().numpy()

@@ -18,25 +18,29 @@ from service.api.gate import Gate
 from service.api.methods import Methods, allowed
 from service.api.published import publish
 from service.api.sdapi import mount as sdapi
+from service.backend import Backend
 from service.body_limit import BodyLimit
+from service.building import build_engine, limits_of, make_state, read_catalog, rhythm_of, rules_of
 from service.callbacks import Callbacks
+from service.embedded import Embedded
 from service.engine.engine import Engine
-from service.engine.executor import Executor
 from service.engine.metrics import Metrics
-from service.engine.scheduler import Limits
-from service.keeper.keeper import Keeper, Rhythm
+from service.keeper.keeper import Keeper
+from service.keeper.places import Places
+from service.keeper.worker import Worker
 from service.keyring import Keyring
+from service.loading import Models
 from service.registry import Registry
-from service.reloading import load_all
 from service.services import Services
 from service.settings import Settings
 from service.store.artifacts import open_artifacts
 from service.store.keys import open_keys
 from service.store.opening import open_store
-from service.store.port import Rules
 from service.store.retention import Retention
 from service.tracing import Tracing, provider_from_environment, wanted
 from service.web import page
+from service.workers.crew import Crew, count_of
+from service.workers.pool import Pool
 
 _LOG: Final = logging.getLogger(__name__)
 _FORGET_EVERY_S: Final = 10.0
@@ -75,23 +79,30 @@ def create_app(
         tracing: Where spans go; None for what OTEL_* in the environment asks for, by default nowhere.
     """
     settings = settings or Settings()
-    if catalog is None:
-        read, device, fast = settings.catalog, settings.device, settings.fast
-        catalog = Catalog.read(read, device, fast=fast) if read else Catalog.builtin(device, fast=fast)
+    catalog = catalog or read_catalog(settings)
     if tracing is None and wanted():
         tracing = Tracing(provider_from_environment())
-    if engine is None:
-        engine = build_engine(settings, catalog, tracing)
     registry = Registry(settings.hold_s, settings.hold_bytes)
-    keeper = Keeper(engine, registry, rhythm_of(settings))
+    rhythm, metrics = rhythm_of(settings), Metrics()
+    backend: Backend
+    if settings.workers is None:
+        engine = engine or build_engine(settings, catalog, tracing)
+        loaded, worker, metrics = Models(catalog, preload=settings.preload), Worker(engine, rhythm), engine.metrics
+        backend = Embedded(engine, loaded, registry, worker.id)
+        keeper = Keeper(registry, worker, rhythm=rhythm)
+    else:
+        loaded = Models(catalog, preload=False)
+        count = count_of(settings.workers)
+        pool = Pool(loaded, registry, metrics.registry, Crew(settings, count) if count else None)
+        backend, keeper = pool, Keeper(registry, None, Places(limits_of(settings), pool.rate), rhythm)
     keyring = Keyring(lambda: open_keys(settings.database_url))
     callbacks = Callbacks(
         settings.callback_hosts,
         settings.callback_secret.get_secret_value(),
         private=settings.callback_private,
-        metrics=engine.metrics,
+        metrics=metrics,
     )
-    services = Services(settings, catalog, engine, registry, keeper, keyring, callbacks)
+    services = Services(settings, loaded, backend, registry, keeper, keyring, callbacks)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -101,14 +112,14 @@ def create_app(
         except BaseException:
             await keyring.close()
             raise
-        store = await open_store(settings.database_url, rules_of(settings))
-        await keeper.start(store, open_artifacts(settings.artifacts_url), services)
-        engine.start()
-        background = [asyncio.create_task(each(services)) for each in (_load, _forget, _sweep)]
+        store = await open_store(settings.database_url, rules_of(settings), shared=settings.workers is not None)
+        await keeper.start(store, open_artifacts(settings.artifacts_url), loaded)
+        await backend.start(keeper)
+        background = [asyncio.create_task(each) for each in (loaded.prepare(), _forget(services), _sweep(services))]
         yield
         for task in background:
             task.cancel()
-        await asyncio.to_thread(engine.stop, settings.grace_s)
+        await backend.stop(settings.grace_s)
         await keeper.stop()
         await callbacks.close()
         await keyring.close()
@@ -164,63 +175,6 @@ def _surround(app: FastAPI, services: Services, render: faults.Renderer, tracing
         )
     if tracing is not None:
         tracing.instrument(app)
-
-
-def build_engine(settings: Settings, catalog: Catalog, tracing: Tracing | None = None) -> Engine:
-    """The engine as the settings want it, not yet started."""
-    metrics = Metrics()
-    limits = Limits(
-        waiting_jobs=settings.waiting_jobs,
-        waiting_rows=settings.waiting_rows,
-        waiting_bytes=settings.waiting_bytes,
-        caller_jobs=settings.caller_jobs,
-        running_rows=settings.running_rows,
-        ageing_s=settings.ageing_s,
-        stretch=settings.stretch,
-    )
-    executor = Executor(
-        catalog, forward_rows=settings.forward_rows, decode_images=settings.decode_images, metrics=metrics
-    )
-    return Engine(
-        executor,
-        limits,
-        decode_images=settings.decode_images,
-        checkpoint_s=settings.checkpoint_s,
-        metrics=metrics,
-        watching=None if tracing is None else tracing.watch,
-    )
-
-
-def make_state(settings: Settings) -> None:
-    """Make the folder for what outlives the process, if something goes there.
-
-    Raises:
-        OSError: It cannot be made; names the setting.
-    """
-    if settings.uses_state:
-        try:
-            settings.state.expanduser().mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            detail = "SUPERDIFF_STATE: the folder cannot be made; name another, or SUPERDIFF_DATABASE=memory: for none"
-            raise OSError(error.errno, detail) from error
-
-
-def rules_of(settings: Settings) -> Rules:
-    """What all processes on one store must agree on."""
-    return Rules(lease_s=settings.lease_s, ageing_s=settings.ageing_s)
-
-
-def rhythm_of(settings: Settings) -> Rhythm:
-    """How often the keeper looks after its jobs: often enough for the lease."""
-    usual = Rhythm()
-    return Rhythm(settings.lease_s, min(usual.beat_s, settings.lease_s / 6), min(usual.poll_s, settings.lease_s / 3))
-
-
-async def _load(services: Services) -> None:
-    """Load what is to be ready before the first request."""
-    if services.settings.preload:
-        await load_all(services, services.catalog)
-    services.ready.set()
 
 
 async def _sweep(services: Services) -> None:

@@ -12,6 +12,7 @@ from service.commands.keys import keys_app
 from service.commands.models import models_app
 from service.commands.remake import remake
 from service.commands.serve import serve
+from service.commands.worker import worker
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -19,7 +20,7 @@ app = typer.Typer(
     help="Compose pretrained diffusion models by superposition.",
     epilog="Exit codes: 0 done, 1 problems, 2 wrong input, 3 no service, 4 refused or failed, 130 interrupted.",
 )
-for command in (serve, compose, density, remake, calibrate, doctor):
+for command in (serve, worker, compose, density, remake, calibrate, doctor):
     app.command()(command)
 app.add_typer(models_app, name="models")
 app.add_typer(jobs_app, name="jobs")

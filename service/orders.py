@@ -80,9 +80,8 @@ async def take(order: Order, services: Services, caller: Caller) -> Job:
     """
     # Taken once: a reload may put another in its place while the models are being loaded.
     expression, settings, catalog = order.written.expression, services.settings, services.catalog
-    async with services.models((leaf.model for leaf in leaves(expression)), catalog) as models:
-        cards = {name: model.card for name, model in models.items()}
-        params = order.params(catalog.defaults(expression))
+    async with services.backend.cards((leaf.model for leaf in leaves(expression)), catalog) as cards:
+        params = order.params(catalog.defaults(expression, cards))
         source = None
         if order.known is not None:
             given = order.known, params, cards, lead(expression), settings
@@ -129,15 +128,14 @@ async def accept(
     drawn_on = None if order.known is None or order.known.retrace else order.known
     origin = None if drawn_on is None else await asyncio.to_thread(origin_of, drawn_on)
     job = await take(order, services, caller)
-    keep = keep or idempotency is not None
+    keep = keep or idempotency is not None or services.backend.keeps_all
     record = Record(job, replace(rendering or Rendering(), origin=origin, label=caller.label), keep)
     if keep:
         accepted = await services.keeper.accept(record, idempotency)
         if accepted is not record:
             return accepted
     else:
-        services.engine.enqueue(job)
-        services.registry.add(record)
+        services.backend.submit(record)
     services.quotas.count_pixel_steps(caller, pixel_steps(job.plan))
     _say(job, services.settings)
     arrived(record)

@@ -5,7 +5,7 @@ import binascii
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, Final, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -80,6 +80,20 @@ class Settings(BaseSettings):
     callback_private: Annotated[
         bool, Field(description="Call back hosts of private networks too, and by plain HTTP.")
     ] = False
+    workers: Annotated[
+        int | Literal["auto"] | None,
+        Field(
+            ge=0,
+            description="Processes that compute: auto for one a device, or a number; 0 for those that others start; "
+            "none to compute in the service's own process.",
+        ),
+    ] = None
+    patience_s: Annotated[
+        float,
+        Field(
+            ge=0, description="Seconds that a job waits for a worker that has its models loaded. Others take it then."
+        ),
+    ] = 2.0
     port: Annotated[int, Field(ge=0, le=65535, description="Port to listen on; 0 for any free one.")] = 8000
     catalog: Annotated[
         Path | None,

@@ -9,7 +9,6 @@ from starlette.exceptions import HTTPException
 
 from pipelines.errors import CatalogError
 from service.api.problem import Problem
-from service.reloading import reload
 from service.schemas.answers import Reloaded
 from service.services import ServicesDep
 
@@ -42,12 +41,12 @@ async def reload_catalog(services: ServicesDep) -> Reloaded:
     why.
     """
     try:
-        changes = await reload(services)
+        changes = await services.backend.reload()
     except CatalogError as error:
         # Paths are the operator's own, and only the operator gets here.
         raise HTTPException(HTTPStatus.CONFLICT, f"the catalogue stays as it was: {error}") from error
     catalog = services.catalog
-    failures = {name: catalog.failure(name) for name in catalog.names}
+    failures = {name: services.backend.state(name, catalog).failure for name in catalog.names}
     return Reloaded(
         added=list(changes.added),
         changed=list(changes.changed),

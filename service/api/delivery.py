@@ -119,11 +119,11 @@ async def _respond(record: Record, request: Request, services: Services, wanted:
     """In the way that the client prefers."""
     job = record.job
     if wanted.at_once:
-        info = job_info(record, services.engine.positions())
+        info = job_info(record, services.backend.positions())
         headers = {"Preference-Applied": "respond-async"}
         return JSONResponse(info.model_dump(mode="json"), HTTPStatus.ACCEPTED, headers)
     # Whoever sends a key means to come back if the connection breaks, perhaps over another one already.
-    leaving = None if wanted.key else services.engine
+    leaving = None if wanted.key else services.backend
     if form == EVENT_STREAM:
         stream = until_left(events(record), job, leaving)
         return EventSourceResponse(stream, shutdown_grace_period=services.settings.stream_grace_s)

@@ -16,23 +16,22 @@ router = APIRouter(tags=["health"], route_class=Route)
 
 @router.get("/healthz", responses={503: {"model": Problem}})
 async def healthz(services: ServicesDep) -> Health:
-    """200 while the engine's thread runs."""
-    if not services.engine.alive:
-        raise HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, "the engine has stopped")
+    """200 while jobs can be computed, now or later."""
+    if services.backend.stopped is not None:
+        raise HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, services.backend.stopped)
     return Health(status="ok")
 
 
 @router.get("/readyz", responses={503: {"model": Problem}})
 async def readyz(services: ServicesDep) -> Health:
     """200 once the models are loaded, until the service shuts down."""
-    if not services.engine.accepting:
-        raise HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, "the service is shutting down")
-    if not services.ready.is_set():
-        raise HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, "models are still being loaded")
+    backend, catalog = services.backend, services.catalog
+    if backend.unready is not None:
+        raise HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, backend.unready)
     if services.keeper.trouble is not None:
         raise HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, f"jobs cannot be written down: {services.keeper.trouble}")
-    missing = [name for name in services.catalog.names if services.catalog.loaded(name) is None]
-    if services.settings.preload and len(missing) == len(services.catalog.names):
+    missing = [name for name in catalog.names if not backend.state(name, catalog).loaded]
+    if services.settings.preload and len(missing) == len(catalog.names):
         raise HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, "no model could be loaded; the log says why")
     return Health(status="ready", detail=f"not loaded: {', '.join(missing)}" if missing else None)
 
@@ -40,4 +39,4 @@ async def readyz(services: ServicesDep) -> Health:
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
 async def metrics(services: ServicesDep) -> Response:
     """Prometheus's text format."""
-    return Response(generate_latest(services.engine.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+    return Response(generate_latest(services.backend.registry), media_type=CONTENT_TYPE_LATEST)

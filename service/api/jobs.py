@@ -59,7 +59,7 @@ async def list_jobs(
     A `Link` header leads to the next page. Finished jobs are kept for a while (`SUPERDIFF_KEEP_S`), those of
     synchronous requests for a shorter one.
     """
-    positions = services.engine.positions()
+    positions = services.backend.positions()
     try:
         found, following = await services.keeper.page(Filters(caller.id, state, kind, caller.label), after, limit)
     except CursorError:
@@ -100,7 +100,7 @@ async def delete_job(job_id: JobId, services: ServicesDep, caller: CallerDep) ->
 
 async def _info(record: Record, services: Services) -> JobInfo:
     """A job as it stands, and where it waits, if it does."""
-    positions = services.engine.positions()
+    positions = services.backend.positions()
     job = record.job
     if job.phase is Phase.QUEUED and job.id not in positions and record.kept:
         place = await services.keeper.position(job.id)

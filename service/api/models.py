@@ -29,24 +29,24 @@ async def get_model(name: Annotated[str, Path(max_length=NAME_LENGTH)], services
 def _info(services: Services, name: str) -> ModelInfo:
     catalog = services.catalog
     entry = catalog.entry(name)
-    model = catalog.loaded(name)
+    state = services.backend.state(name, catalog)
     info = ModelInfo(
         id=name,
         created=services.created,
-        loaded=model is not None,
+        loaded=state.loaded,
         default=name == catalog.names[0],
         family=entry.family,
         dtype=catalog.dtype(name),
-        error=catalog.failure(name),
+        error=state.failure,
     )
-    if model is None:
+    card = state.card
+    if card is None:
         return info
-    card = model.card
-    others = {other: catalog.loaded(other) for other in catalog.names if other != name}
+    others = {other: services.backend.state(other, catalog).card for other in catalog.names if other != name}
     return info.model_copy(
         update={
             "space": Space(**asdict(card.space)),
-            "composes_with": [n for n, other in others.items() if other and other.card.space == card.space],
+            "composes_with": [n for n, other in others.items() if other and other.space == card.space],
             "takes_prompts": card.takes_prompts,
             "width": card.width,
             "height": card.height,

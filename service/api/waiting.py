@@ -6,7 +6,7 @@ from typing import Final, TypeVar
 
 from fastapi import Request, Response
 
-from service.engine.engine import Engine
+from service.backend import Backend
 from service.engine.job import Job, Outcome
 
 _CLIENT_CLOSED_REQUEST: Final = 499
@@ -21,27 +21,27 @@ async def when_over(job: Job, timeout_s: float | None = None) -> None:
         over.exception()  # looked at, so that asyncio does not report it as forgotten
 
 
-async def await_outcome(job: Job, request: Request, engine: Engine | None) -> Outcome | None:
-    """The job's outcome; None for a client that goes away, and the job is cancelled if the engine is given."""
+async def await_outcome(job: Job, request: Request, backend: Backend | None) -> Outcome | None:
+    """The job's outcome; None for a client that goes away, and the job is cancelled if who computes it is given."""
     over = asyncio.create_task(when_over(job))
     gone = asyncio.create_task(_disconnected(request))
     try:
         await asyncio.wait([over, gone], return_when=asyncio.FIRST_COMPLETED)
     finally:
         gone.cancel()
-        if engine is not None and not job.result.done():
-            engine.cancel(job)
+        if backend is not None and not job.result.done():
+            backend.cancel(job)
     return job.result.result() if job.result.done() else None
 
 
-async def until_left(events: AsyncIterator[T], job: Job, engine: Engine | None) -> AsyncIterator[T]:
-    """A job's events; a client that leaves before the last cancels the job if the engine is given."""
+async def until_left(events: AsyncIterator[T], job: Job, backend: Backend | None) -> AsyncIterator[T]:
+    """A job's events; a client that leaves before the last cancels the job if who computes it is given."""
     try:
         async for event in events:
             yield event
     finally:
-        if engine is not None:
-            engine.cancel(job)
+        if backend is not None:
+            backend.cancel(job)
 
 
 def abandoned() -> Response:

@@ -12,14 +12,17 @@ from pipelines.catalog import Catalog
 from pipelines.errors import PipelineError
 from service.api.answers import events
 from service.api.problem import problem
-from service.app import build_engine
+from service.building import build_engine
 from service.callbacks import Callbacks
 from service.callers import Caller
 from service.commands.common import refused
 from service.commands.session import Told
+from service.embedded import Embedded
 from service.faults import fault_of, fields_at_fault
 from service.keeper.keeper import Keeper
+from service.keeper.worker import Worker
 from service.keyring import Keyring
+from service.loading import Models
 from service.orders import accept
 from service.pictures import ImageFormat
 from service.registry import Record, Registry
@@ -47,14 +50,15 @@ class LocalSession:
         free = dict.fromkeys(_BOUNDS, _NO_BOUND) | {"max_timeout_s": float("inf")}
         settings = settings.model_copy(update=free)
         registry = Registry(settings.hold_s, settings.hold_bytes)
-        engine = build_engine(settings, catalog)
+        self._engine = engine = build_engine(settings, catalog)
+        self._models, worker = Models(catalog, preload=False), Worker(engine)
         # Its jobs end with the command: none is kept.
         self._services = Services(
             settings,
-            catalog,
-            engine,
+            self._models,
+            Embedded(engine, self._models, registry, worker.id),
             registry,
-            Keeper(engine, registry),
+            Keeper(registry, worker),
             Keyring(lambda: open_keys(MEMORY)),
             Callbacks((), "", private=False, metrics=engine.metrics),
         )
@@ -63,14 +67,14 @@ class LocalSession:
 
     def __enter__(self) -> Self:
         """Start the engine."""
-        self._services.engine.start()
+        self._engine.start()
         self._runner.get_loop()
-        self._services.ready.set()
+        self._models.ready.set()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         """Stop it, with whatever still runs."""
-        self._services.engine.stop()
+        self._engine.stop()
         self._runner.close()
 
     def submit(self, path: str, body: Mapping[str, Any]) -> str:
@@ -100,7 +104,7 @@ class LocalSession:
 
     def cancel(self, job_id: str) -> None:
         """Cancel the job; harmless where it is over."""
-        self._services.engine.cancel(self._records[job_id].job)
+        self._engine.cancel(self._records[job_id].job)
 
     async def _take_in(self, request: Asking) -> Record:
         services = self._services

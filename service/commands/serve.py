@@ -33,6 +33,14 @@ def serve(
         bool | None,
         typer.Option("--allow-anyone", help="Answer everyone without an API key.  [SUPERDIFF_ALLOW_ANYONE]"),
     ] = None,
+    workers: Annotated[
+        str | None,
+        typer.Option(
+            help="Processes that compute: auto for one a device, or a number; 0 for those that superdiff worker "
+            "starts.  [SUPERDIFF_WORKERS]",
+            show_default="this process",
+        ),
+    ] = None,
     fast: Annotated[
         bool | None, typer.Option("--fast", help="Use bfloat16 and channels last; pictures differ slightly.")
     ] = None,
@@ -49,6 +57,7 @@ def serve(
         "port": port,
         "catalog": catalog,
         "device": device,
+        "workers": workers,
         "fast": fast,
         "log_format": log_format,
         "allow_anyone": allow_anyone,
@@ -66,7 +75,6 @@ def serve(
 
         from service.app import create_app
         from service.connections import server_options
-        from service.reloading import reload
         from service.services import Services
         from service.tracing import TracingError
     with told():
@@ -78,7 +86,7 @@ def serve(
 
     async def read_anew() -> None:
         try:
-            await reload(services)
+            await services.backend.reload()
         except CatalogError as error:
             _LOG.error("the catalogue stays as it was: %s", error)
 
@@ -102,7 +110,7 @@ def serve(
                 asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hung_up)
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-            await asyncio.to_thread(services.engine.stop, settings.grace_s)
+            await services.backend.stop(settings.grace_s)
             await super().shutdown(sockets)
 
     config = uvicorn.Config(

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -13,7 +14,17 @@ from pipelines.memory import give_back_memory
 from pipelines.plan import Plan
 from service.engine.deadlines import Deadlines, late
 from service.engine.executor import Executor
-from service.engine.job import Ask, CancelledJobError, DeadlineError, EngineStoppedError, Job, Outcome, Phase, Source
+from service.engine.job import (
+    Ask,
+    CancelledJobError,
+    DeadlineError,
+    EngineStoppedError,
+    Job,
+    Outcome,
+    Phase,
+    Queued,
+    Source,
+)
 from service.engine.metrics import Metrics
 from service.engine.pace import connected
 from service.engine.scheduler import Limits, QueueFullError, Scheduler
@@ -129,6 +140,31 @@ class Engine:
             waiting = self._scheduler.waiting
             used = sum(job.rows for job in (*waiting, *self._scheduler.running))
             return self._scheduler.limits.running_rows - used, not waiting
+
+    @property
+    def running_rows(self) -> int:
+        """Network rows of one step of the running jobs."""
+        with self._wake:
+            return sum(job.rows for job in self._scheduler.running)
+
+    @property
+    def rate(self) -> float | None:
+        """Network rows a second, while there is work; None before anything was measured."""
+        with self._wake:
+            return self._scheduler.rate
+
+    @property
+    def queued(self) -> Queued:
+        """What waits here."""
+        with self._wake:
+            waiting = self._scheduler.waiting
+        first = min((job.deadline for job in waiting), default=math.inf)
+        return Queued(
+            jobs=len(waiting),
+            rows=sum(job.rows for job in waiting),
+            work=sum(job.work for job in waiting),
+            deadline=time.time() + first - time.monotonic() if math.isfinite(first) else None,
+        )
 
     def positions(self) -> dict[str, int]:
         """For each waiting job, by its id, how many jobs will start before it."""

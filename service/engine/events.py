@@ -36,6 +36,9 @@ class Channel:
 
     Args:
         after: The first event's id is one more.
+
+    Attributes:
+        attended: Whether somebody in another process wants to hear what is told.
     """
 
     def __init__(self, after: int = _START) -> None:
@@ -44,19 +47,27 @@ class Channel:
         self._count = after
         self._closed = False
         self._wakers: set[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = set()
+        self.attended = False
 
     @property
     def watched(self) -> bool:
-        """Whether anybody listens: what is costly to tell is told only then."""
-        return bool(self._wakers)
+        """Whether anybody listens, or attends from elsewhere: what is costly to tell is told only then."""
+        return self.attended or bool(self._wakers)
 
-    def publish(self, kind: str, payload: object, *, last: bool = False) -> None:
-        """Tell the listeners. After the last event there is none: further ones are dropped."""
+    def publish(self, kind: str, payload: object, *, last: bool = False, number: int = 0) -> None:
+        """Tell the listeners. After the last event there is none: further ones are dropped.
+
+        Args:
+            kind: As :class:`Event` has it.
+            payload: What goes with it.
+            last: Whether nothing comes after it.
+            number: Its id, where another channel of the job gave it one; not below what is next here.
+        """
         with self._lock:
             if self._closed:
                 return
             self._closed = last
-            self._count += 1
+            self._count = max(self._count + 1, number)
             self._newest[kind] = Event(self._count, kind, payload, last)
         self._wake()
 

@@ -191,6 +191,23 @@ class Ask:
     caller_jobs: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Queued:
+    """What waits for whoever computes.
+
+    Attributes:
+        jobs: How many jobs.
+        rows: Their network rows of one step.
+        work: Their network rows over all steps.
+        deadline: When the first of them is worthless, in Unix time; None for never.
+    """
+
+    jobs: int
+    rows: int
+    work: int
+    deadline: float | None = None
+
+
 def new_id() -> str:
     """An id for a job: unlike any other, and not to be guessed."""
     return uuid.uuid4().hex

@@ -116,6 +116,11 @@ class Scheduler(Generic[J]):
         """Its bounds."""
         return self._limits
 
+    @property
+    def rate(self) -> float | None:
+        """Network rows a second, while there is work; None before anything was measured."""
+        return self._throughput.rate
+
     def submit(self, job: J, caller_jobs: int | None = None, *, bounded: bool = True) -> None:
         """Queue a job; :class:`QueueFullError` where a bound would be passed.
 

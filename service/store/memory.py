@@ -12,6 +12,7 @@ from service.store.port import (
     KeyTakenError,
     LostLeaseError,
     Rules,
+    Topic,
     UnknownJobError,
 )
 from service.store.records import (
@@ -20,10 +21,13 @@ from service.store.records import (
     Claim,
     Ending,
     Filters,
+    Glance,
     JobRecord,
     JobState,
     Lease,
     Page,
+    Presence,
+    Progress,
     Renewal,
     Wants,
     cursor_of,
@@ -32,10 +36,19 @@ from service.store.records import (
 
 
 class LocalBell:
-    """A bell within one process."""
+    """A bell within one process.
 
-    def __init__(self) -> None:
+    Args:
+        topics: What it rings for; none for everything.
+    """
+
+    def __init__(self, topics: Collection[Topic] = ()) -> None:
+        self.topics = frozenset(topics or Topic)
         self._rung = asyncio.Event()
+
+    def hears(self, topics: Collection[Topic]) -> bool:
+        """Whether it rings for one of these, or for everything where there are none."""
+        return not topics or not self.topics.isdisjoint(topics)
 
     def ring(self) -> None:
         """Wake who waits, or the next who does."""
@@ -64,6 +77,10 @@ class MemoryStore:
         # Caller → when it was last served, as a count of claims.
         self._served: dict[str, int] = {}
         self._bells: set[LocalBell] = set()
+        # Job → until when it is watched, and what was told of it.
+        self._watched: dict[str, float] = {}
+        self._told: dict[str, Progress] = {}
+        self._present: dict[str, Presence] = {}
 
     async def add(self, record: JobRecord, lease_to: str | None = None) -> Lease | None:
         """Accept a new job."""
@@ -75,7 +92,7 @@ class MemoryStore:
         if lease_to is not None:
             entry = moves.taken(entry, lease_to, record.created, self._rules)
         self._entries[record.id] = entry
-        self._ring()
+        self._ring(Topic.WORK)
         return None if lease_to is None else entry.claim.lease
 
     async def standing(self, caller: str, key: str) -> JobRecord | None:
@@ -99,9 +116,11 @@ class MemoryStore:
 
     async def backlog(self, caller: str) -> Backlog:
         """What waits, and how many jobs the caller has."""
-        waiting = list(self._waiting())
+        waiting = [entry.record for entry in self._entries.values() if entry.waiting]
         own = sum(entry.record.caller == caller and not entry.record.state.over for entry in self._entries.values())
-        return Backlog(len(waiting), sum(each.rows for each in waiting), own)
+        rows, work = sum(each.rows for each in waiting), sum(each.rows * each.steps for each in waiting)
+        deadlines = [record.deadline for record in waiting if record.deadline is not None]
+        return Backlog(len(waiting), rows, work, own, min(deadlines, default=None))
 
     async def order(self, now: float, limit: int = 1000) -> tuple[str, ...]:
         """The ids of the waiting jobs in the order in which they will be claimed."""
@@ -111,7 +130,7 @@ class MemoryStore:
         """Take the next waiting jobs."""
         self._reap(now)
         claims = []
-        for each in moves.fitting(self._in_order(now, wants.models), wants):
+        for each in moves.fitting(self._in_order(now, wants), wants):
             entry = self._entries[each.id] = moves.taken(self._entries[each.id], worker, now, self._rules)
             self._served[each.caller] = self._admissions + 1
             claims.append(entry.claim)
@@ -131,11 +150,12 @@ class MemoryStore:
             kept.append(entry.claim.lease)
             if record.cancel_requested:
                 cancel.add(lease.job_id)
-        return Renewal(tuple(kept), frozenset(lost), frozenset(cancel))
+        watched = frozenset(lease.job_id for lease in kept if self._watched.get(lease.job_id, now) > now)
+        return Renewal(tuple(kept), frozenset(lost), frozenset(cancel), watched)
 
     async def start(self, lease: Lease, now: float) -> JobRecord:
         """The job runs."""
-        return self._put(moves.started(self._held(lease), now))
+        return self._put(moves.started(self._held(lease), now), Topic.NEWS)
 
     async def checkpoint(self, lease: Lease, checkpoint: Checkpoint) -> JobRecord:
         """The next attempt can go on here."""
@@ -143,15 +163,15 @@ class MemoryStore:
 
     async def finish(self, lease: Lease, ending: Ending, now: float) -> JobRecord:
         """The job is over."""
-        return self._put(moves.finished(self._held(lease), ending, now), ring=True)
+        return self._put(moves.finished(self._held(lease), ending, now), Topic.NEWS)
 
     async def release(self, lease: Lease, now: float) -> JobRecord:
         """Give a job back."""
-        return self._put(moves.released(self._held(lease), now), ring=True)
+        return self._put(moves.released(self._held(lease), now), *Topic)
 
     async def request_cancel(self, job_id: str, now: float) -> JobRecord:
         """Cancel a job, or ask its worker to."""
-        return self._put(moves.cancel_asked(self._entry(job_id), now), ring=True)
+        return self._put(moves.cancel_asked(self._entry(job_id), now), *Topic)
 
     async def set_callback(self, job_id: str, callback: str | None) -> JobRecord:
         """Note how far telling the client of the end has come."""
@@ -182,19 +202,55 @@ class MemoryStore:
         """Every content address that some job refers to."""
         return {address for entry in self._entries.values() for address in entry.record.addresses}
 
+    async def watch(self, job_ids: Collection[str], until: float) -> None:
+        """Ask the workers of these jobs to tell of their progress."""
+        for job_id in job_ids:
+            if job_id in self._entries and not self._entries[job_id].record.state.over:
+                self._watched[job_id] = max(until, self._watched.get(job_id, until))
+        self._ring(Topic.WORK)
+
+    async def tell(self, progress: Sequence[Progress]) -> None:
+        """Replace what was told of these jobs."""
+        for each in progress:
+            known = self._told.get(each.job_id)
+            if each.job_id in self._watched and (known is None or _age(known) < _age(each)):
+                self._told[each.job_id] = each
+        self._ring(Topic.NEWS)
+
+    async def glance(self, job_ids: Collection[str]) -> dict[str, Glance]:
+        """How these jobs stand."""
+        found = {job_id: self._entries[job_id].record for job_id in job_ids if job_id in self._entries}
+        return {
+            job_id: Glance(record.state, record.step, record.attempts, self._told.get(job_id))
+            for job_id, record in found.items()
+        }
+
+    async def report(self, presence: Presence) -> None:
+        """A worker tells of itself."""
+        self._present[presence.worker] = presence
+
+    async def leave(self, worker: str) -> None:
+        """A worker is there no more."""
+        self._present.pop(worker, None)
+
+    async def present(self, since: float) -> list[Presence]:
+        """The workers that have told of themselves since a time."""
+        self._present = {worker: each for worker, each in self._present.items() if each.seen >= since}
+        return [self._present[worker] for worker in sorted(self._present)]
+
     @asynccontextmanager
-    async def listen(self) -> AsyncIterator[LocalBell]:
+    async def listen(self, *topics: Topic) -> AsyncIterator[LocalBell]:
         """A bell of one's own."""
-        bell = LocalBell()
+        bell = LocalBell(topics)
         self._bells.add(bell)
         try:
             yield bell
         finally:
             self._bells.discard(bell)
 
-    async def wake(self) -> None:
-        """Ring every bell."""
-        self._ring()
+    async def wake(self, *topics: Topic) -> None:
+        """Ring the bells."""
+        self._ring(*topics)
 
     async def close(self) -> None:
         """Nothing is held."""
@@ -211,15 +267,19 @@ class MemoryStore:
     def _held(self, lease: Lease) -> Entry:
         return moves.held(self._entries.get(lease.job_id), lease)
 
-    def _put(self, entry: Entry, *, ring: bool = False) -> JobRecord:
+    def _put(self, entry: Entry, *topics: Topic) -> JobRecord:
         self._entries[entry.record.id] = entry
-        if ring:
-            self._ring()
+        if entry.record.state.over:
+            self._watched.pop(entry.record.id, None)
+            self._told.pop(entry.record.id, None)
+        if topics:
+            self._ring(*topics)
         return entry.record
 
-    def _ring(self) -> None:
+    def _ring(self, *topics: Topic) -> None:
         for bell in self._bells:
-            bell.ring()
+            if bell.hears(topics):
+                bell.ring()
 
     def _winner(self, caller: str, key: str) -> JobRecord | None:
         """The job that a caller's key stands for."""
@@ -229,21 +289,25 @@ class MemoryStore:
                 return other
         return None
 
-    def _waiting(self, models: frozenset[str] | None = None) -> Iterator[Candidate]:
+    def _waiting(self, wants: Wants | None = None, now: float = 0.0) -> Iterator[Candidate]:
         for entry in self._entries.values():
             record = entry.record
-            if entry.waiting and (models is None or models.issuperset(record.models)):
+            if entry.waiting and (wants is None or moves.suits(record.models, record.created, wants, now)):
                 yield Candidate(record.id, record.caller, record.priority, record.created, record.rows)
 
-    def _in_order(self, now: float, models: frozenset[str] | None = None) -> Iterator[Candidate]:
-        return moves.in_order(self._waiting(models), self._served, self._admissions, now, self._rules)
+    def _in_order(self, now: float, wants: Wants | None = None) -> Iterator[Candidate]:
+        return moves.in_order(self._waiting(wants, now), self._served, self._admissions, now, self._rules)
 
     def _reap(self, now: float) -> list[JobRecord]:
         moved = [(entry, moves.reaped(entry, now, self._rules)) for entry in self._entries.values()]
         changed = [after for before, after in moved if after is not before]
         for entry in changed:
-            self._put(entry, ring=True)
+            self._put(entry, *Topic)
         return [entry.record for entry in changed if entry.record.state.over]
+
+
+def _age(progress: Progress) -> tuple[int, int]:
+    return progress.fence, progress.number
 
 
 def _shown(record: JobRecord, filters: Filters) -> bool:

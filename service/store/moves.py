@@ -1,6 +1,6 @@
 """What every store does to a job, as pure functions: a store only has to make each of them one transaction."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import groupby
 
@@ -150,6 +150,13 @@ def in_order(
     ordered = sorted(waiting, key=lambda each: (each.caller, each.priority, each.submitted, each.id))
     queues = [list(queue) for _, queue in groupby(ordered, key=lambda each: (each.caller, each.priority))]
     return in_turn(queues, served, admissions, now, rules.ageing_s)
+
+
+def suits(models: Collection[str], created: float, wants: Wants, now: float) -> bool:
+    """Whether a worker takes a job of these models, created then, at all."""
+    if wants.models is not None and not wants.models.issuperset(models):
+        return False
+    return wants.warm is None or wants.warm.issuperset(models) or created + wants.patience_s <= now
 
 
 def fitting(ordered: Iterable[Candidate], wants: Wants) -> list[Candidate]:

@@ -11,6 +11,7 @@ A method that raises :class:`StoreUnavailableError` may have happened or not; al
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Protocol
 
 from service.store.records import (
@@ -19,9 +20,12 @@ from service.store.records import (
     Claim,
     Ending,
     Filters,
+    Glance,
     JobRecord,
     Lease,
     Page,
+    Presence,
+    Progress,
     Renewal,
     Wants,
 )
@@ -88,8 +92,17 @@ class Rules:
     ageing_s: float = 30.0
 
 
+class Topic(StrEnum):
+    """What a bell tells of."""
+
+    WORK = "work"
+    """For workers: a job came, was freed, was asked to be cancelled, or is watched."""
+    NEWS = "news"
+    """For those who wait for jobs: one moved on, or ended."""
+
+
 class Bell(Protocol):
-    """Tells that something changed: a job came, was freed, was asked to be cancelled, or ended.
+    """Tells that something changed, of the topics that it was asked for.
 
     It only saves waiting: rings may be lost, repeated, or come for nothing. Whoever listens asks the store again, and
     does so every few seconds even without a ring.
@@ -241,12 +254,41 @@ class Store(Protocol):
         """Every content address that some job refers to."""
         ...
 
-    def listen(self) -> AbstractAsyncContextManager[Bell]:
-        """A bell of one's own, for as long as the context is open."""
+    async def watch(self, job_ids: Collection[str], until: float) -> None:
+        """Ask the workers of these jobs to tell of their progress; :meth:`renew` brings it to them.
+
+        Args:
+            job_ids: Any; those that are over or unknown are passed over.
+            until: For how long, in Unix seconds; ask again before.
+        """
         ...
 
-    async def wake(self) -> None:
-        """Ring every bell. Writes that others may wait for do so themselves."""
+    async def tell(self, progress: Sequence[Progress]) -> None:
+        """Replace what was told of these jobs, where nothing newer was; a loss hurts nobody."""
+        ...
+
+    async def glance(self, job_ids: Collection[str]) -> dict[str, Glance]:
+        """How these jobs stand, all at once; those that there are not are left out."""
+        ...
+
+    async def report(self, presence: Presence) -> None:
+        """A worker tells of itself; what it told before is replaced."""
+        ...
+
+    async def leave(self, worker: str) -> None:
+        """A worker is there no more."""
+        ...
+
+    async def present(self, since: float) -> list[Presence]:
+        """The workers that have told of themselves since a time, in the order of their ids; others are forgotten."""
+        ...
+
+    def listen(self, *topics: Topic) -> AbstractAsyncContextManager[Bell]:
+        """A bell of one's own for these topics, or for all, for as long as the context is open."""
+        ...
+
+    async def wake(self, *topics: Topic) -> None:
+        """Ring the bells of these topics, or all. Writes that others may wait for do so themselves."""
         ...
 
     async def close(self) -> None:

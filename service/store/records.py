@@ -259,12 +259,17 @@ class Wants:
         rows: At most so many network rows, all together; None for any number.
         models: Only jobs that need none but these; None for any.
         idle: Whether it has no other work: the first job is taken then whatever its rows, and runs alone.
+        warm: The models that it has loaded; None for all. A job that needs another is left to workers that have it,
+            until it has waited for ``patience_s``.
+        patience_s: How long.
     """
 
     jobs: int = 1
     rows: int | None = None
     models: frozenset[str] | None = None
     idle: bool = True
+    warm: frozenset[str] | None = None
+    patience_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,11 +280,62 @@ class Renewal:
         kept: The leases with their new end.
         lost: The jobs that are another worker's now, or nobody's; to be dropped without a further write.
         cancel: The kept jobs that were asked to be cancelled.
+        watched: The kept jobs whose progress somebody in another process waits for.
     """
 
     kept: tuple[Lease, ...]
     lost: frozenset[str]
     cancel: frozenset[str]
+    watched: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What a worker tells of a running job between two writes that count; the next one replaces it.
+
+    Attributes:
+        job_id: The job.
+        fence: Of the worker's lease.
+        number: Of its newest event; grows.
+        told: As bytes that only the service reads.
+    """
+
+    job_id: str
+    fence: int
+    number: int
+    told: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Glance:
+    """What those who wait for a job look at again and again.
+
+    Attributes:
+        state: Where it is.
+        step: Network calls made, as its worker last said.
+        attempts: How many workers took it up.
+        progress: What its worker last told; None for nothing.
+    """
+
+    state: JobState
+    step: int
+    attempts: int
+    progress: Progress | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Presence:
+    """A worker, as it last told of itself.
+
+    Attributes:
+        worker: Its id.
+        seen: When it said so.
+        told: What it said, as a text that only the service reads.
+    """
+
+    worker: str
+    seen: float
+    told: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -344,12 +400,16 @@ class Backlog:
     Attributes:
         waiting_jobs: Jobs that no worker has.
         waiting_rows: Their network rows.
+        waiting_work: Their network rows over all steps.
         caller_jobs: Jobs of one caller that are not over.
+        deadline: When the first waiting job is worthless; None for never.
     """
 
     waiting_jobs: int
     waiting_rows: int
+    waiting_work: int
     caller_jobs: int
+    deadline: float | None = None
 
 
 class CursorError(ValueError):

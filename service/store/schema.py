@@ -6,7 +6,7 @@ does not grow with those that are.
 
 from typing import Final
 
-from sqlalchemy import BigInteger, Boolean, Column, Double, Index, Integer, MetaData, Table, Text, text
+from sqlalchemy import BigInteger, Boolean, Column, Double, Index, Integer, LargeBinary, MetaData, Table, Text, text
 from sqlalchemy.dialects import postgresql
 
 METADATA: Final = MetaData()
@@ -75,6 +75,26 @@ TURNS: Final = Table(
     Column("caller", _NAME, primary_key=True),
     Column("served", BigInteger, nullable=False),
     _index("turns_served", "served"),
+)
+
+# Of jobs that somebody in another process waits for: until when, and what their workers told last. It is lost where the
+# database crashes, and nobody misses it.
+PROGRESS: Final = Table(
+    "progress",
+    METADATA,
+    Column("job_id", _NAME, primary_key=True),
+    Column("watched_until", Double, nullable=False),
+    Column("fence", BigInteger),
+    Column("number", BigInteger),
+    Column("told", LargeBinary),
+)
+
+WORKERS: Final = Table(
+    "workers",
+    METADATA,
+    Column("worker", _NAME, primary_key=True),
+    Column("seen", Double, nullable=False),
+    Column("told", Text, nullable=False),
 )
 
 KEYS: Final = Table(

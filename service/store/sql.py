@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import math
 import os
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -35,6 +36,7 @@ from service.store.port import (
     Rules,
     StoreError,
     StoreUnavailableError,
+    Topic,
     UnknownJobError,
 )
 from service.store.records import (
@@ -43,10 +45,13 @@ from service.store.records import (
     Claim,
     Ending,
     Filters,
+    Glance,
     JobRecord,
     JobState,
     Lease,
     Page,
+    Presence,
+    Progress,
     Renewal,
     Wants,
     cursor_of,
@@ -54,10 +59,12 @@ from service.store.records import (
     place_of,
     to_plain,
 )
-from service.store.schema import JOBS, TURNS
+from service.store.schema import JOBS, PROGRESS, TURNS, WORKERS
 
 _LOG: Final = logging.getLogger(__name__)
 _BUSY_S: Final = 10.0
+# How often a shared SQLite file is looked at.
+_POLL_S: Final = 0.02
 # The bell's channel, and the lock that lets one process at a time take the migrations' steps.
 _CHANNEL: Final = "superdiff"
 _MIGRATING: Final = 7_369_001
@@ -67,6 +74,16 @@ _TRIES: Final = 3
 _REAPED_AT_ONCE: Final = 500
 _DISK_FULL: Final = "the store's disk is full; free some space, or keep finished jobs for a shorter time"
 
+# Only what is watched has a row to write to.
+_OLDER: Final = sa.or_(
+    PROGRESS.c.fence.is_(None),
+    sa.tuple_(PROGRESS.c.fence, PROGRESS.c.number) < sa.tuple_(sa.bindparam("new_fence"), sa.bindparam("new_number")),
+)
+_TELLING: Final = (
+    sa.update(PROGRESS)
+    .where(PROGRESS.c.job_id == sa.bindparam("id"), _OLDER)
+    .values(fence=sa.bindparam("new_fence"), number=sa.bindparam("new_number"), told=sa.bindparam("new_told"))
+)
 _WAITING: Final = sa.and_(JOBS.c.worker.is_(None), JOBS.c.ended.is_(None))
 _OPEN: Final = JOBS.c.ended.is_(None)
 
@@ -84,18 +101,19 @@ _TOLD_SQLITE: Final = """(
 _TOLD_POSTGRES: Final = "jsonb_to_recordset(CAST(:told AS jsonb)) AS told(id text, fence bigint, step integer)"
 
 
-async def open_sql_store(url: str, rules: Rules | None = None) -> "SqlStore":
+async def open_sql_store(url: str, rules: Rules | None = None, *, shared: bool = False) -> "SqlStore":
     """The store at an address, its tables made or brought up to date; any number of processes may do so at once.
 
     Args:
         url: ``sqlite:///FILE`` or ``postgresql://…``.
         rules: What all who share the store agree on.
+        shared: Whether bells ring for other processes' writes to an SQLite file, too.
 
     Raises:
         StoreUnavailableError: It cannot be reached.
         StoreError: Another version of this program has written it, or the database lets nobody in by that address.
     """
-    return SqlStore(await open_engine(url), rules)
+    return SqlStore(await open_engine(url), rules, shared=shared)
 
 
 async def open_engine(url: str) -> AsyncEngine:
@@ -155,13 +173,15 @@ def migrate(connection: sa.Connection, to: str = "head") -> None:
 class SqlStore:
     """See :class:`service.store.port.Store`; made by :func:`open_sql_store`."""
 
-    def __init__(self, engine: AsyncEngine, rules: Rules | None = None) -> None:
+    def __init__(self, engine: AsyncEngine, rules: Rules | None = None, *, shared: bool = False) -> None:
         self._engine, self._rules = engine, rules or Rules()
         self._writing = engine.execution_options(write=True)
         self._postgres = engine.dialect.name == "postgresql"
         # SQLite lets others wait by sleeping, in no order; within this process they come one after the other.
         self._turn = asyncio.Lock()
         self._bells: set[LocalBell] = set()
+        self._shared = shared
+        self._polling: asyncio.Task[None] | None = None
         self._listener: AsyncConnection | None = None
         self._hearing = False
         self._connecting = asyncio.Lock()
@@ -180,7 +200,7 @@ class SqlStore:
             # Whoever was in the way has gone since.
         else:
             raise StoreUnavailableError("the store is busy with the same key; try again")
-        await self.wake()
+        await self.wake(Topic.WORK)
         return None if lease_to is None else entry.claim.lease
 
     async def standing(self, caller: str, key: str) -> JobRecord | None:
@@ -224,7 +244,7 @@ class SqlStore:
         for _ in range(_TRIES):
             async with self._write() as connection:
                 changed |= bool(await self._reap(connection, now))
-                ordered, admissions = await self._in_order(connection, now, 2 * wants.jobs + _SPARE, wants.models)
+                ordered, admissions = await self._in_order(connection, now, 2 * wants.jobs + _SPARE, wants)
                 free = await self._locked(connection, ordered, wants.jobs)
                 chosen = moves.fitting(free, wants)
                 if chosen:
@@ -245,16 +265,20 @@ class SqlStore:
         given = {"told": json.dumps(told), "expires": now + self._rules.lease_s}
         async with self._write() as connection:
             found = (await connection.execute(self._renewing, given)).all()
+            watched = await self._watched([row.id for row in found], connection, now)
         kept = {row.id: Lease(row.id, row.worker, row.fence, row.expires) for row in found}
         return Renewal(
             tuple(kept[each.job_id] for each in leases if each.job_id in kept),
             frozenset(each.job_id for each in leases) - kept.keys(),
             frozenset(row.id for row in found if row.cancel_requested),
+            watched,
         )
 
     async def start(self, lease: Lease, now: float) -> JobRecord:
         """The job runs."""
-        return await self._move(lease, lambda entry: moves.started(entry, now))
+        record = await self._move(lease, lambda entry: moves.started(entry, now))
+        await self.wake(Topic.NEWS)
+        return record
 
     async def checkpoint(self, lease: Lease, checkpoint: Checkpoint) -> JobRecord:
         """The next attempt can go on here."""
@@ -263,7 +287,7 @@ class SqlStore:
     async def finish(self, lease: Lease, ending: Ending, now: float) -> JobRecord:
         """The job is over."""
         record = await self._move(lease, lambda entry: moves.finished(entry, ending, now))
-        await self.wake()
+        await self.wake(Topic.NEWS)
         return record
 
     async def release(self, lease: Lease, now: float) -> JobRecord:
@@ -319,33 +343,98 @@ class SqlStore:
                 found.update(() if checkpoint is None else (checkpoint,))
         return found
 
+    async def watch(self, job_ids: Collection[str], until: float) -> None:
+        """Ask the workers of these jobs to tell of their progress."""
+        open_ones = sa.select(JOBS.c.id, sa.literal(until)).where(self._among(sorted(job_ids)), _OPEN)
+        insert = self._insert(PROGRESS).from_select(["job_id", "watched_until"], open_ones)
+        longer = {"watched_until": insert.excluded.watched_until}
+        later = PROGRESS.c.watched_until < insert.excluded.watched_until
+        async with self._write() as connection:
+            await connection.execute(insert.on_conflict_do_update(index_elements=["job_id"], set_=longer, where=later))
+        await self.wake(Topic.WORK)
+
+    async def tell(self, progress: Sequence[Progress]) -> None:
+        """Replace what was told of these jobs."""
+        if not progress:
+            return
+        given = [
+            {"id": each.job_id, "new_fence": each.fence, "new_number": each.number, "new_told": each.told}
+            for each in sorted(progress, key=lambda each: each.job_id)
+        ]
+        async with self._write() as connection:
+            await connection.execute(_TELLING, given)
+        await self.wake(Topic.NEWS)
+
+    async def glance(self, job_ids: Collection[str]) -> dict[str, Glance]:
+        """How these jobs stand."""
+        columns = JOBS.c.id, JOBS.c.state, JOBS.c.step, JOBS.c.attempts
+        told_columns = PROGRESS.c.fence, PROGRESS.c.number, PROGRESS.c.told
+        joined = sa.outerjoin(JOBS, PROGRESS, JOBS.c.id == PROGRESS.c.job_id)
+        query = sa.select(*columns, *told_columns).select_from(joined).where(self._among(sorted(job_ids)))
+        async with self._read() as connection:
+            rows = (await connection.execute(query)).all()
+        return {
+            row.id: Glance(
+                JobState(row.state),
+                row.step,
+                row.attempts,
+                None if row.told is None else Progress(row.id, row.fence, row.number, row.told),
+            )
+            for row in rows
+        }
+
+    async def report(self, presence: Presence) -> None:
+        """A worker tells of itself."""
+        values = {"seen": presence.seen, "told": presence.told}
+        insert = self._insert(WORKERS).values(worker=presence.worker, **values)
+        async with self._write() as connection:
+            await connection.execute(insert.on_conflict_do_update(index_elements=["worker"], set_=values))
+
+    async def leave(self, worker: str) -> None:
+        """A worker is there no more."""
+        async with self._write() as connection:
+            await connection.execute(sa.delete(WORKERS).where(WORKERS.c.worker == worker))
+
+    async def present(self, since: float) -> list[Presence]:
+        """The workers that have told of themselves since a time."""
+        async with self._read() as connection:
+            rows = (await connection.execute(sa.select(WORKERS).order_by(WORKERS.c.worker))).all()
+        found = [Presence(row.worker, row.seen, row.told) for row in rows]
+        if any(each.seen < since for each in found):
+            async with self._write() as connection:
+                await connection.execute(sa.delete(WORKERS).where(WORKERS.c.seen < since))
+        return [each for each in found if each.seen >= since]
+
     @asynccontextmanager
-    async def listen(self) -> AsyncIterator["_Bell"]:
-        """A bell of one's own; between processes it rings on PostgreSQL alone."""
+    async def listen(self, *topics: Topic) -> AsyncIterator["_Bell"]:
+        """A bell of one's own; between processes it rings on PostgreSQL, and on SQLite where the store is shared."""
         await self._hear()
-        local = LocalBell()
+        local = LocalBell(topics)
         self._bells.add(local)
         try:
             yield _Bell(local, self._hear)
         finally:
             self._bells.discard(local)
 
-    async def wake(self) -> None:
-        """Ring every bell.
+    async def wake(self, *topics: Topic) -> None:
+        """Ring the bells of these topics, or all.
 
         Not in the transaction of a write: PostgreSQL would let all of those wait for one another.
         """
-        self._ring()
+        self._ring(*topics)
         if not self._postgres:
             return
         try:
             async with self._read() as connection:
-                await connection.execute(sa.select(sa.func.pg_notify(_CHANNEL, "")))
+                await connection.execute(sa.select(sa.func.pg_notify(_CHANNEL, ",".join(topics))))
         except StoreError as error:
             _LOG.warning("nobody was woken: %s", error)
 
     async def close(self) -> None:
         """Give connections back."""
+        if self._polling is not None:
+            self._polling.cancel()
+            await asyncio.gather(self._polling, return_exceptions=True)
         await self._drop_listener()
         await self._engine.dispose()
 
@@ -389,7 +478,15 @@ class SqlStore:
         changes = {name: value for name, value in new.items() if value != old[name]}
         if changes:
             await connection.execute(sa.update(JOBS).where(JOBS.c.id == before.record.id).values(changes))
+        if after.record.state.over and not before.record.state.over:
+            await connection.execute(sa.delete(PROGRESS).where(PROGRESS.c.job_id == after.record.id))
         return after
+
+    async def _watched(self, job_ids: Sequence[str], connection: AsyncConnection, now: float) -> frozenset[str]:
+        """Those of these jobs whose progress somebody waits for."""
+        until = PROGRESS.c.watched_until > now
+        query = sa.select(PROGRESS.c.job_id).where(self._among(list(job_ids), PROGRESS.c.job_id), until)
+        return frozenset((await connection.execute(query)).scalars())
 
     async def _refuse(self, connection: AsyncConnection, record: JobRecord) -> None:
         """Raise for what is in a new job's way, if it still is."""
@@ -407,14 +504,21 @@ class SqlStore:
         return changed
 
     async def _in_order(
-        self, connection: AsyncConnection, now: float, limit: int, models: frozenset[str] | None
+        self, connection: AsyncConnection, now: float, limit: int, wants: Wants | None
     ) -> tuple[list[Candidate], int]:
         """The first waiting jobs in their order, and the highest count of claims so far."""
-        sets = None
-        if models is not None:
-            found = (await connection.execute(sa.select(JOBS.c.models).where(_WAITING).distinct())).scalars()
-            sets = [each for each in found if models.issuperset(json.loads(each))]
-        rows = (await connection.execute(waiting_query(limit, sets))).all()
+        suited: sa.ColumnElement[bool] = sa.true()
+        if wants is not None and (wants.models is not None or wants.warm is not None):
+            found = (await connection.execute(sa.select(JOBS.c.models).where(_WAITING).distinct())).scalars().all()
+            sets = {each: json.loads(each) for each in found}
+            # Whatever has waited long enough, or has its models here.
+            late = [each for each in found if moves.suits(sets[each], -math.inf, wants, now)]
+            warm = [each for each in late if moves.suits(sets[each], math.inf, wants, now)]
+            suited = JOBS.c.models.in_(warm)
+            if len(warm) < len(late):
+                waited = JOBS.c.created <= now - wants.patience_s
+                suited = sa.or_(suited, sa.and_(JOBS.c.models.in_(late), waited))
+        rows = (await connection.execute(waiting_query(limit, suited))).all()
         waiting = [Candidate(row.id, row.caller, row.priority, row.created, row.rows) for row in rows]
         served = {row.caller: row.served for row in rows if row.served is not None}
         admissions = rows[0].admissions if rows else 0
@@ -477,13 +581,21 @@ class SqlStore:
 
     # Bells
 
-    def _ring(self, *_: object) -> None:
+    def _ring(self, *topics: Topic) -> None:
         for bell in self._bells:
-            bell.ring()
+            if bell.hears(topics):
+                bell.ring()
+
+    def _rung(self, _: object, __: int, ___: str, payload: str) -> None:
+        """PostgreSQL tells of another process's ring."""
+        known = {str(topic): topic for topic in Topic}
+        self._ring(*(known[name] for name in payload.split(",") if name in known))
 
     async def _hear(self) -> None:
         """Listen to other processes, if the connection for it was lost or is the first."""
         if not self._postgres:
+            if self._shared and (self._polling is None or self._polling.done()):
+                self._polling = asyncio.create_task(self._poll())
             return
         async with self._connecting:
             if self._hearing:
@@ -495,12 +607,25 @@ class SqlStore:
             except StoreError as error:
                 _LOG.warning("nothing is heard from other processes until the next try: %s", error)
 
+    async def _poll(self) -> None:
+        """Ring when another process has written: SQLite tells nobody, but counts for each connection."""
+        seen = None
+        with contextlib.suppress(StoreError):
+            async with told(), self._engine.connect() as connection:
+                while True:
+                    version = (await connection.exec_driver_sql("PRAGMA data_version")).scalar_one()
+                    await connection.rollback()
+                    if version != seen:
+                        seen = version
+                        self._ring()
+                    await asyncio.sleep(_POLL_S)
+
     async def _connect_listener(self) -> None:
         self._listener = await self._engine.connect()
         driver = (await self._listener.get_raw_connection()).driver_connection
         if driver is None:
             raise StoreUnavailableError("the connection was lost")
-        await driver.add_listener(_CHANNEL, self._ring)
+        await driver.add_listener(_CHANNEL, self._rung)
         driver.add_termination_listener(self._unheard)
         self._hearing = True
         # What rang meanwhile was not heard.
@@ -530,19 +655,18 @@ class _Bell:
         return await self._local.wait(timeout_s)
 
 
-def waiting_query(limit: int, models: Sequence[str] | None) -> sa.Select[Any]:
+def waiting_query(limit: int, suited: sa.ColumnElement[bool]) -> sa.Select[Any]:
     """Of each caller and priority the first waiting jobs; when the caller was last served, and when anyone was.
 
     Args:
         limit: At most so many of each.
-        models: Only those that need one of these sets of models, as they are stored; None for all.
+        suited: Only those of which this holds.
     """
     columns = JOBS.c.id, JOBS.c.caller, JOBS.c.priority, JOBS.c.created, JOBS.c.rows
     place = sa.func.row_number().over(
         partition_by=(JOBS.c.caller, JOBS.c.priority), order_by=(JOBS.c.created, JOBS.c.id)
     )
-    query = sa.select(*columns, place.label("place")).where(_WAITING)
-    first = (query if models is None else query.where(JOBS.c.models.in_(models))).subquery()
+    first = sa.select(*columns, place.label("place")).where(_WAITING, suited).subquery()
     joined = sa.outerjoin(first, TURNS, first.c.caller == TURNS.c.caller)
     newest = sa.select(sa.func.coalesce(sa.func.max(TURNS.c.served), 0)).correlate(None).scalar_subquery()
     found = sa.select(first, TURNS.c.served, newest.label("admissions"))
@@ -575,9 +699,13 @@ def page_query(filters: Filters, cursor: str | None) -> sa.Select[Any]:
 
 
 def backlog_query(caller: str) -> sa.Select[Any]:
-    """Waiting jobs, their rows, and the caller's open jobs."""
+    """Waiting jobs, their rows, their work, and the caller's open jobs."""
     own = sa.select(sa.func.count()).select_from(JOBS).where(_OPEN, JOBS.c.caller == caller).scalar_subquery()
-    return sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(JOBS.c.rows), 0), own).where(_WAITING)
+    rows = sa.func.coalesce(sa.func.sum(JOBS.c.rows), 0)
+    # Sums of products outgrow the columns' own type.
+    work = sa.func.coalesce(sa.func.sum(sa.cast(JOBS.c.rows, sa.BigInteger) * JOBS.c.steps), 0)
+    first = sa.func.min(JOBS.c.deadline)
+    return sa.select(sa.func.count(), rows, sa.cast(work, sa.BigInteger), own, first).where(_WAITING)
 
 
 def reap_queries(now: float) -> tuple[sa.Select[Any], ...]:

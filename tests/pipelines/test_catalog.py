@@ -200,7 +200,9 @@ def test_the_styles_of_emoji_are_loras_that_ship(tmp_path):
 
 
 def test_a_builtin_model_brings_its_own_guidance_and_its_table_overrides_it(tmp_path):
-    asked = Catalog.builtin("cpu").defaults(And((Prompt("a cat", "emoji"), Prompt("a dog", "emoji"))))
+    catalog = Catalog.builtin("cpu")
+    cards = {"emoji": catalog.get("emoji").card}
+    asked = catalog.defaults(And((Prompt("a cat", "emoji"), Prompt("a dog", "emoji"))), cards)
     assert asked.guidance_scale == 2 * BUILTIN_GUIDANCE["emoji"]
     table = {"source": "builtin:emoji", "guidance_scale": 5.0}
     assert Entry.parse("pictograms", table, tmp_path).guidance_scale == 5.0
@@ -438,9 +440,11 @@ def test_the_defaults_of_a_request_are_the_lead_model_s_times_what_must_hold_tog
         "cpu",
     )
 
+    cards = {name: catalog.get(name).card for name in catalog.names}
+
     def defaults(name, operator=None, count=2):
         leaf = Prompt("", name)
-        return catalog.defaults(leaf if operator is None else operator((leaf,) * count))
+        return catalog.defaults(leaf if operator is None else operator((leaf,) * count), cards)
 
     assert defaults("sd") == defaults("sd", Or) == Defaults()
     together = replace(Defaults(), guidance_scale=2 * Defaults().guidance_scale, guidance_start=DEFAULT_GUIDANCE_START)
@@ -451,7 +455,7 @@ def test_the_defaults_of_a_request_are_the_lead_model_s_times_what_must_hold_tog
     assert defaults("unguided", And) == replace(Defaults(), guidance_scale=1.0)
     # The first leaf's model leads.
     mixed = And((Prompt("", "own"), Prompt("", "sd")))
-    assert catalog.defaults(mixed).steps == 30
+    assert catalog.defaults(mixed, cards).steps == 30
     # A distilled scale is an input of the network, which knows those that it was trained with.
     assert defaults("flux", And) == replace(Defaults(), guidance_scale=DEFAULT_GUIDANCE_SCALES[Guidance.DISTILLED])
 

@@ -106,7 +106,7 @@ def test_a_job_that_fails_says_so_with_both_ids(models, lines, monkeypatch):
     def broken(*_):
         raise RuntimeError("no luck")
 
-    monkeypatch.setattr(app.state.services.engine._executor, "start", broken)
+    monkeypatch.setattr(app.state.services.backend.engine._executor, "start", broken)
     with TestClient(app) as client:
         answer = client.post(OR, json=BODY, headers={"X-Request-Id": "shop-8"})
     assert answer.status_code == 500

@@ -89,7 +89,7 @@ async def _respond(
     record: Record, asked: ImageRequest, kind: Kind, request: Request, services: Services, key: str | None
 ) -> Response:
     """Events or one answer; a client that leaves cancels its job, unless it sent a key and so may come back."""
-    job, leaving = record.job, None if key else services.engine
+    job, leaving = record.job, None if key else services.backend
     headers = job_headers(request, job)
     if asked.stream:
         stream = until_left(events(record, kind), job, leaving)

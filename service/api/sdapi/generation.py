@@ -56,7 +56,7 @@ async def _generate(
     job = record.job
     headers = job_headers(request, job)
     try:
-        outcome = await await_outcome(job, request, services.engine)
+        outcome = await await_outcome(job, request, services.backend)
         if outcome is None:
             return abandoned()
     except CancelledJobError:

@@ -5,7 +5,6 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from pipelines.catalog import Catalog
 from pipelines.kernel import Kernel
 from pipelines.noise import Grid
 from service.api.bodies import Route
@@ -41,14 +40,11 @@ async def schedulers() -> list[dict[str, Any]]:
 
 @router.get("/loras")
 async def loras(services: ServicesDep) -> list[dict[str, Any]]:
-    """The LoRAs of the models that are loaded."""
-    names = dict.fromkeys(name for model in services.catalog.names for name in _adapters(services.catalog, model))
+    """The LoRAs of the models that were loaded."""
+    catalog = services.catalog
+    cards = (services.backend.state(model, catalog).card for model in catalog.names)
+    names = dict.fromkeys(name for card in cards if card for name in card.adapters)
     return [{"name": name, "alias": name, "path": name, "metadata": {}} for name in names]
-
-
-def _adapters(catalog: Catalog, name: str) -> tuple[str, ...]:
-    model = catalog.loaded(name)
-    return model.card.adapters if model else ()
 
 
 @router.get("/upscalers")

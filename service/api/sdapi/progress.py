@@ -144,7 +144,7 @@ async def skip(services: ServicesDep, caller: CallerDep, task: Task | None = Non
 
 def _cancel(services: Services, caller: Caller, task: Task | None) -> None:
     for record in _unfinished(services, caller, task.force_task_id if task else None):
-        services.engine.cancel(record.job)
+        services.backend.cancel(record.job)
 
 
 def _records(services: Services, caller: Caller, task: str | None) -> list[Record]:

@@ -7,7 +7,7 @@ import pytest
 import sqlalchemy as sa
 
 from service.store.opening import open_store
-from service.store.schema import JOBS, TURNS
+from service.store.schema import JOBS, PROGRESS, TURNS, WORKERS
 from tests.postgres import *  # noqa: F403
 
 
@@ -54,7 +54,7 @@ async def store(store_url):
     opened = await open_store(store_url)
     if store_url.startswith("postgres"):
         async with opened._engine.begin() as connection:
-            await connection.execute(sa.delete(JOBS))
-            await connection.execute(sa.delete(TURNS))
+            for table in (JOBS, TURNS, PROGRESS, WORKERS):
+                await connection.execute(sa.delete(table))
     yield opened
     await opened.close()

@@ -12,7 +12,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field, replace
 
 from service.store.artifacts import Artifact, address_of
-from service.store.memory import MemoryStore
+from service.store.memory import LocalBell, MemoryStore
 from service.store.port import (
     DiskFullError,
     JobExistsError,
@@ -20,6 +20,7 @@ from service.store.port import (
     LostLeaseError,
     Rules,
     StoreUnavailableError,
+    Topic,
     UnknownJobError,
 )
 from service.store.records import Checkpoint, Ending, Failure, Idempotency, JobKind, JobRecord, JobState, Wants
@@ -382,11 +383,11 @@ class Sweeper:
             run(sweep(sim, sim.disk, Retention(8 * LEASE_S, 10_000, unused_s=5 * LEASE_S), sim.now))
 
 
-class Ringer:
+class Ringer(LocalBell):
     """What the store rings for workers: sometimes nobody hears, sometimes twice."""
 
     def __init__(self, simulation):
-        self.simulation = simulation
+        self.topics, self.simulation = frozenset({Topic.WORK}), simulation
 
     def ring(self):
         rng = self.simulation.rng

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from service.engine.scheduler import Limits, Scheduler
-from service.store.port import JobExistsError, KeyTakenError, LostLeaseError, UnknownJobError
+from service.store.port import JobExistsError, KeyTakenError, LostLeaseError, Topic, UnknownJobError
 from service.store.records import (
     Backlog,
     Checkpoint,
@@ -16,10 +16,13 @@ from service.store.records import (
     Ending,
     Failure,
     Filters,
+    Glance,
     Idempotency,
     JobKind,
     JobRecord,
     JobState,
+    Presence,
+    Progress,
     Wants,
 )
 from tests.service.engine.test_scheduler import Work
@@ -403,13 +406,13 @@ async def test_a_cursor_that_no_page_gave_is_refused(store, cursor):
 
 
 async def test_the_backlog_counts_what_waits_and_what_a_caller_has(store):
-    assert await store.backlog("ann") == Backlog(0, 0, 0)
+    assert await store.backlog("ann") == Backlog(0, 0, 0, 0)
     lease, done = await held(store), await held(store)
     await store.start(lease, 0.0)
     await store.finish(done, DONE, 0.0)
     await added(store, job(rows=3), job(rows=4, caller="bob"))
-    assert await store.backlog("ann") == Backlog(2, 7, 2)
-    assert await store.backlog("carl") == Backlog(2, 7, 0)
+    assert await store.backlog("ann") == Backlog(2, 7, 175, 2)
+    assert await store.backlog("carl") == Backlog(2, 7, 175, 0)
 
 
 # Forgetting
@@ -444,7 +447,108 @@ async def test_references_are_those_of_all_jobs(store):
     assert await store.references() == set()
 
 
+# Warm models
+
+
+async def test_a_job_of_other_models_is_left_to_others_for_a_while(store):
+    await added(store, job("cold", models=("x", "y"), created=10.0), job("warm", models=("x",), created=11.0))
+    wants = Wants(jobs=9, models=frozenset("xyz"), warm=frozenset("x"), patience_s=5.0)
+    assert await claimed(store, now=14.9, wants=wants) == ["warm"]
+    assert await claimed(store, now=14.9, wants=wants) == []
+    assert await claimed(store, now=15.0, wants=wants) == ["cold"]
+
+
+async def test_patience_makes_no_worker_take_what_it_cannot_have(store):
+    await added(store, job("a", models=("z",), created=0.0))
+    wants = Wants(jobs=9, models=frozenset("xy"), warm=frozenset("x"), patience_s=5.0)
+    assert await claimed(store, now=100.0, wants=wants) == []
+    endless = Wants(jobs=9, models=frozenset("xz"), warm=frozenset("x"), patience_s=float("inf"))
+    assert await claimed(store, now=100.0, wants=endless) == []
+
+
+# What workers tell
+
+
+async def test_what_a_worker_tells_of_a_watched_job_can_be_seen(store):
+    lease = await held(store)
+    progress = Progress(lease.job_id, lease.fence, 7, b"\x00half \xff")
+    await store.tell([progress])
+    glance = Glance(JobState.QUEUED, 0, 1)
+    assert await store.glance([lease.job_id, "nobody"]) == {lease.job_id: glance}, "nobody watches"
+    await store.watch([lease.job_id, "nobody"], 50.0)
+    await store.tell([progress])
+    await store.start(lease, 1.0)
+    await store.renew([lease], 1.0, {lease.job_id: 3})
+    glance = Glance(JobState.RUNNING, 3, 1, progress)
+    assert await store.glance([lease.job_id, "nobody"]) == {lease.job_id: glance}
+
+
+async def test_a_heartbeat_learns_what_is_watched_and_until_when(store):
+    lease, other = await held(store), await held(store)
+    assert (await store.renew([lease, other], 1.0)).watched == frozenset()
+    await store.watch([lease.job_id], 50.0)
+    await store.watch([lease.job_id], 40.0)
+    assert (await store.renew([lease, other], 49.9)).watched == {lease.job_id}
+    assert (await store.renew([lease, other], 50.0)).watched == frozenset()
+
+
+async def test_older_news_replace_no_newer(store):
+    (job_id,) = await added(store, job())
+    await store.watch([job_id], 50.0)
+    newest = Progress(job_id, 3, 2, b"newest")
+    for each in (Progress(job_id, 2, 9, b"of an earlier lease"), newest, Progress(job_id, 3, 1, b"late")):
+        await store.tell([each])
+    await store.tell([Progress(job_id, 2, 99, b"of a worker that lost its lease")])
+    assert (await store.glance([job_id]))[job_id].progress == newest
+
+
+async def test_nothing_told_outlives_the_job(store):
+    lease = await held(store)
+    await store.watch([lease.job_id], 50.0)
+    await store.tell([Progress(lease.job_id, lease.fence, 1, b"told")])
+    await store.finish(lease, DONE, 1.0)
+    await store.tell([Progress(lease.job_id, lease.fence, 2, b"too late")])
+    await store.watch([lease.job_id], 60.0)
+    assert await store.glance([lease.job_id]) == {lease.job_id: Glance(JobState.COMPLETED, 0, 1)}
+
+
+async def test_workers_are_there_while_they_say_so(store):
+    assert await store.present(0.0) == []
+    for each in (Presence("w2", 10.0, "b"), Presence("w1", 11.0, '{"ü": 1}'), Presence("w2", 12.0, "c")):
+        await store.report(each)
+    first, second = Presence("w1", 11.0, '{"ü": 1}'), Presence("w2", 12.0, "c")
+    assert await store.present(11.0) == [first, second]
+    assert await store.present(11.5) == [second]
+    assert await store.present(0.0) == [second], "who was silent for long is forgotten"
+    await store.leave("w2")
+    await store.leave("w2")
+    assert await store.present(0.0) == []
+
+
 # Bells
+
+
+async def test_a_bell_rings_for_its_topics(store):
+    async with store.listen(Topic.WORK) as work, store.listen(Topic.NEWS) as news:
+        (job_id,) = await added(store, job())
+        assert await work.wait(5.0)
+        (claim,) = await store.claim("w1", ALL, 0.0)
+        while await work.wait(0.05) or await news.wait(0.05):
+            pass
+        await store.watch([job_id], 9.0)
+        assert await work.wait(5.0)
+        assert not await news.wait(0.05)
+        for act in (store.start(claim.lease, 1.0), store.tell([Progress(job_id, 1, 1, b"")])):
+            await act
+            assert await news.wait(5.0)
+        await store.request_cancel(job_id, 2.0)
+        assert await work.wait(5.0)
+        assert await news.wait(5.0)
+        while await work.wait(0.05) or await news.wait(0.05):
+            pass
+        await store.finish(claim.lease, DONE, 2.0)
+        assert await news.wait(5.0)
+        assert not await work.wait(0.05)
 
 
 async def test_a_bell_rings_for_what_others_wait_for(store):

@@ -17,7 +17,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
 from service.store.opening import open_store
-from service.store.port import DiskFullError, StoreError, StoreUnavailableError
+from service.store.port import DiskFullError, StoreError, StoreUnavailableError, Topic
 from service.store.records import Filters, JobState, Wants
 from service.store.schema import JOBS, METADATA
 from service.store.sql import open_sql_store
@@ -455,3 +455,18 @@ async def test_a_lost_connection_to_postgres_costs_one_ring_and_no_job(postgres_
     assert len(await claimed(store, 1.0)) == 2
     await store.close()
     await other.close()
+
+
+async def test_a_shared_file_rings_for_what_other_processes_write(tmp_path):
+    url = f"sqlite:///{tmp_path / 'jobs.sqlite'}"
+    here, there = await open_store(url, shared=True), await open_store(url)
+    try:
+        async with here.listen(Topic.WORK) as bell:
+            while await bell.wait(0.1):
+                pass
+            await there.add(job())
+            assert await bell.wait(5.0)
+            assert not await bell.wait(0.2), "it rings once"
+    finally:
+        await here.close()
+        await there.close()

@@ -1,0 +1,106 @@
+"""A worker's process: an engine that computes what waits in the store, and tells of itself."""
+
+import asyncio
+import logging
+import time
+from typing import Final
+
+from pipelines.catalog import Catalog
+from pipelines.errors import CatalogError
+from service.building import build_engine, make_state, read_catalog, rhythm_of, rules_of
+from service.embedded import worker_state
+from service.engine.engine import Engine
+from service.keeper.storage import Storage
+from service.keeper.worker import Worker
+from service.loading import Models
+from service.settings import Settings
+from service.store.artifacts import open_artifacts
+from service.store.opening import open_store
+from service.store.port import StoreError
+from service.store.records import Presence
+from service.tracing import Tracing
+from service.workers.presence import write_presence
+
+_LOG: Final = logging.getLogger(__name__)
+_TELL_EVERY_S: Final = 1.0
+_UNLOAD_EVERY_S: Final = 10.0
+
+
+class WorkerProcess:
+    """Computes until it is told to stop; for one event loop.
+
+    Args:
+        settings: What the operator set.
+        catalog: The models; None for the settings' catalogue.
+        tracing: Where spans go; None for nowhere.
+    """
+
+    def __init__(self, settings: Settings, catalog: Catalog | None = None, tracing: Tracing | None = None) -> None:
+        self._settings = settings
+        catalog = catalog or read_catalog(settings)
+        self._engine: Engine = build_engine(settings, catalog, tracing)
+        # What is known of a model without its weights is learned by loading it: all are, once.
+        self._models = Models(catalog, preload=True)
+        self._worker = Worker(self._engine, rhythm_of(settings))
+        self._stop = asyncio.Event()
+
+    def stop(self) -> None:
+        """Finish what runs within the grace period, give the rest back, and end."""
+        self._stop.set()
+
+    async def reload(self) -> None:
+        """Read the catalogue anew; one that makes no sense leaves all as it was."""
+        try:
+            await self._models.reload()
+        except CatalogError as error:
+            _LOG.error("the catalogue stays as it was: %s", error)
+
+    async def run(self) -> None:
+        """Compute until :meth:`stop`.
+
+        Raises:
+            StoreUnavailableError: The store cannot be reached at the start.
+            StoreError: It is of another version, or lets nobody in.
+        """
+        settings = self._settings
+        make_state(settings)
+        store = await open_store(settings.database_url, rules_of(settings), shared=True)
+        storage = Storage(store, open_artifacts(settings.artifacts_url))
+        self._worker.start(storage, self._models)
+        self._engine.start()
+        background = [
+            asyncio.create_task(each) for each in (self._models.prepare(), self._tell(storage), self._unload())
+        ]
+        _LOG.info("worker %s computes", self._worker.id)
+        await self._stop.wait()
+        _LOG.info("worker %s stops", self._worker.id)
+        await asyncio.to_thread(self._engine.stop, settings.grace_s)
+        for task in background:
+            task.cancel()
+        await asyncio.gather(*background, return_exceptions=True)
+        await self._worker.stop()
+        try:
+            await store.leave(self._worker.id)
+        except StoreError as error:
+            _LOG.warning("nobody was told that the worker ends: %s", error)
+        await store.close()
+
+    async def _tell(self, storage: Storage) -> None:
+        """Tell of itself, again and again."""
+        while True:
+            state = worker_state(self._worker.id, self._engine, self._models)
+            told = await asyncio.to_thread(write_presence, state, self._engine.metrics.registry)
+            try:
+                await storage.store.report(Presence(state.id, time.time(), told))
+            except StoreError as error:
+                _LOG.warning("nothing is told of this worker: %s", error)
+            except Exception:
+                _LOG.exception("nothing is told of this worker")
+            await asyncio.sleep(_TELL_EVERY_S)
+
+    async def _unload(self) -> None:
+        """Unload idle models as their time comes."""
+        while True:
+            await asyncio.sleep(_UNLOAD_EVERY_S)
+            for name in await asyncio.to_thread(self._models.catalog.unload_idle):
+                _LOG.info("unloaded %s: not in use", name)
