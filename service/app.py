@@ -13,7 +13,7 @@ from starlette.middleware.cors import CORSMiddleware
 from pipelines.catalog import Catalog
 from service import faults
 from service.access import Access
-from service.api import admin, density, health, jobs, models, openai, problem, superpose, trajectory
+from service.api import admin, density, health, jobs, models, openai, problem, superpose, trajectory, workers
 from service.api.gate import Gate
 from service.api.methods import Methods, allowed
 from service.api.published import publish
@@ -146,6 +146,7 @@ def create_app(
         trajectory.router,
         models.router,
         health.router,
+        workers.router,
         admin.router,
         openai.router,
     ):

@@ -11,22 +11,8 @@ from pipelines.card import Card
 from pipelines.catalog import Catalog, Changes
 from service.engine.job import Job, Queued
 from service.keeper.keeper import Keeper
+from service.loading import ModelState
 from service.registry import Record
-
-
-@dataclass(frozen=True, slots=True)
-class ModelState:
-    """How a model stands with those who compute.
-
-    Attributes:
-        card: What is known of it without its weights; None before it was ever loaded.
-        loaded: Whether someone has it on a device now.
-        failure: Why it cannot be loaded; None where nothing is known to be wrong.
-    """
-
-    card: Card | None = None
-    loaded: bool = False
-    failure: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +79,7 @@ class Backend(Protocol):
         """
         ...
 
-    def state(self, name: str, catalog: Catalog) -> ModelState:
+    def state(self, name: str) -> ModelState:
         """How a model stands."""
         ...
 

@@ -31,7 +31,7 @@ class Scope(StrEnum):
     GENERATE = "generate"
     """Everything that makes pictures and looks at one's own."""
     READ_METRICS = "read-metrics"
-    """GET /metrics."""
+    """GET /metrics and GET /v1/workers."""
     ADMIN = "admin"
     """All of the others, and /v1/admin."""
 

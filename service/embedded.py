@@ -9,11 +9,11 @@ from prometheus_client import CollectorRegistry
 
 from pipelines.card import Card
 from pipelines.catalog import Catalog, Changes
-from service.backend import ModelState, WorkerState
+from service.backend import WorkerState
 from service.engine.engine import Engine
 from service.engine.job import Job, Queued
 from service.keeper.keeper import Keeper
-from service.loading import Models
+from service.loading import Models, ModelState
 from service.registry import Record, Registry
 
 
@@ -56,9 +56,9 @@ class Embedded:
         async with self._models.held(names, catalog) as models:
             yield {name: model.card for name, model in models.items()}
 
-    def state(self, name: str, catalog: Catalog) -> ModelState:
+    def state(self, name: str) -> ModelState:
         """How a model stands."""
-        return state_of(name, catalog)
+        return self._models.state(name)
 
     def submit(self, record: Record) -> None:
         """Queue a job that is in memory only."""
@@ -94,12 +94,6 @@ class Embedded:
         await asyncio.to_thread(self.engine.stop, grace_s)
 
 
-def state_of(name: str, catalog: Catalog) -> ModelState:
-    """How a model of this process stands."""
-    model = catalog.loaded(name)
-    return ModelState(None if model is None else model.card, model is not None, catalog.failure(name))
-
-
 def worker_state(worker_id: str, engine: Engine, models: Models) -> WorkerState:
     """How this process stands among those who compute."""
     catalog = models.catalog
@@ -113,5 +107,5 @@ def worker_state(worker_id: str, engine: Engine, models: Models) -> WorkerState:
         running_jobs=running,
         running_rows=engine.running_rows,
         rate=engine.rate,
-        models={name: state_of(name, catalog) for name in catalog.names},
+        models={name: models.state(name) for name in catalog.names},
     )

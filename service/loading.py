@@ -6,13 +6,30 @@ import contextvars
 import logging
 from collections.abc import AsyncIterator, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Final
 
+from pipelines.card import Card
 from pipelines.catalog import Catalog, Changes
 from pipelines.errors import ModelUnavailableError, PipelineError
 from pipelines.model import Model
 
 _LOG: Final = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelState:
+    """How a model stands with those who compute.
+
+    Attributes:
+        card: What is known of it without its weights; None before it was ever loaded.
+        loaded: Whether someone has it on a device now.
+        failure: Why it cannot be loaded; None where nothing is known to be wrong.
+    """
+
+    card: Card | None = None
+    loaded: bool = False
+    failure: str | None = None
 
 
 class Models:
@@ -31,8 +48,17 @@ class Models:
     def __init__(self, catalog: Catalog, *, preload: bool) -> None:
         self.catalog = catalog
         self.ready = asyncio.Event()
+        # A model's key among all that were loaded → what is known of it without its weights.
+        self._cards: dict[str, Card] = {}
         self._preload = preload
         self._reloading = asyncio.Lock()
+
+    def state(self, name: str) -> ModelState:
+        """How a model stands; its card outlives its unloading."""
+        catalog = self.catalog
+        model = catalog.loaded(name)
+        card = self._cards.get(catalog.key(name)) if model is None else model.card
+        return ModelState(card, model is not None, catalog.failure(name))
 
     async def prepare(self) -> None:
         """Load what is to be ready before the first request."""
@@ -94,9 +120,11 @@ class Models:
         """
         loader = ThreadPoolExecutor(1, "superdiff-loader")
         try:
-            return await asyncio.get_running_loop().run_in_executor(
+            model = await asyncio.get_running_loop().run_in_executor(
                 loader, contextvars.copy_context().run, catalog.get, name
             )
+            self._cards[catalog.key(name)] = model.card
+            return model
         finally:
             loader.shutdown(wait=False)
 

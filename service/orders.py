@@ -103,6 +103,7 @@ async def accept(
     *,
     keep: bool = False,
     idempotency: Idempotency | None = None,
+    followed: bool = False,
     arrived: Callable[[Record], None] = lambda _: None,
 ) -> Record:
     """Take an order in and queue its job, to be asked for by its id; or find the job that its key stands for.
@@ -114,6 +115,7 @@ async def accept(
         rendering: How its pictures are wanted; of the picture that it began from nothing is said there.
         keep: Whether the job outlives this process; one with a key does.
         idempotency: The client's key, if it sent one.
+        followed: Whether its client will listen to its events.
         arrived: Called with the job if it is a new one.
 
     Raises:
@@ -131,7 +133,7 @@ async def accept(
     keep = keep or idempotency is not None or services.backend.keeps_all
     record = Record(job, replace(rendering or Rendering(), origin=origin, label=caller.label), keep)
     if keep:
-        accepted = await services.keeper.accept(record, idempotency)
+        accepted = await services.keeper.accept(record, idempotency, followed=followed)
         if accepted is not record:
             return accepted
     else:

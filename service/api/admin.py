@@ -46,7 +46,7 @@ async def reload_catalog(services: ServicesDep) -> Reloaded:
         # Paths are the operator's own, and only the operator gets here.
         raise HTTPException(HTTPStatus.CONFLICT, f"the catalogue stays as it was: {error}") from error
     catalog = services.catalog
-    failures = {name: services.backend.state(name, catalog).failure for name in catalog.names}
+    failures = {name: services.backend.state(name).failure for name in catalog.names}
     return Reloaded(
         added=list(changes.added),
         changed=list(changes.changed),

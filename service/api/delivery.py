@@ -84,7 +84,16 @@ async def deliver(body: Asking, request: Request, services: Services, caller: Ca
             told = partial(_document, record)
             services.callbacks.send_when(when_over(record.job), f"job_{record.job.id}", callback, told)
 
-    record = await accept(order, services, caller, rendering, keep=wanted.at_once, idempotency=key, arrived=arrived)
+    record = await accept(
+        order,
+        services,
+        caller,
+        rendering,
+        keep=wanted.at_once,
+        idempotency=key,
+        followed=form == EVENT_STREAM and not wanted.at_once,
+        arrived=arrived,
+    )
     headers = job_headers(request, record.job)
     response = await _respond(record, request, services, wanted, form)
     response.headers.update(headers)

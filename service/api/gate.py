@@ -25,6 +25,7 @@ _OPEN_BELOW: Final = ("/web/", "/docs/")
 # What is not listed needs the scope generate.
 _SCOPES: Final[Mapping[str, callers.Scope]] = {
     "/metrics": callers.Scope.READ_METRICS,
+    "/v1/workers": callers.Scope.READ_METRICS,
     "/v1/admin": callers.Scope.ADMIN,
 }
 _REALM: Final = 'realm="superdiff"'

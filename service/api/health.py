@@ -30,7 +30,7 @@ async def readyz(services: ServicesDep) -> Health:
         raise HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, backend.unready)
     if services.keeper.trouble is not None:
         raise HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, f"jobs cannot be written down: {services.keeper.trouble}")
-    missing = [name for name in catalog.names if not backend.state(name, catalog).loaded]
+    missing = [name for name in catalog.names if not backend.state(name).loaded]
     if services.settings.preload and len(missing) == len(catalog.names):
         raise HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, "no model could be loaded; the log says why")
     return Health(status="ready", detail=f"not loaded: {', '.join(missing)}" if missing else None)

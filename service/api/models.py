@@ -29,7 +29,7 @@ async def get_model(name: Annotated[str, Path(max_length=NAME_LENGTH)], services
 def _info(services: Services, name: str) -> ModelInfo:
     catalog = services.catalog
     entry = catalog.entry(name)
-    state = services.backend.state(name, catalog)
+    state = services.backend.state(name)
     info = ModelInfo(
         id=name,
         created=services.created,
@@ -42,7 +42,7 @@ def _info(services: Services, name: str) -> ModelInfo:
     card = state.card
     if card is None:
         return info
-    others = {other: services.backend.state(other, catalog).card for other in catalog.names if other != name}
+    others = {other: services.backend.state(other).card for other in catalog.names if other != name}
     return info.model_copy(
         update={
             "space": Space(**asdict(card.space)),

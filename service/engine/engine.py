@@ -135,11 +135,11 @@ class Engine:
 
     @property
     def room(self) -> tuple[int, bool]:
-        """Network rows that could run besides those that wait and run here, and whether no job waits."""
+        """Network rows that could run besides those that wait and run here, and whether none do."""
         with self._wake:
-            waiting = self._scheduler.waiting
-            used = sum(job.rows for job in (*waiting, *self._scheduler.running))
-            return self._scheduler.limits.running_rows - used, not waiting
+            waiting, running = self._scheduler.waiting, self._scheduler.running
+            used = sum(job.rows for job in (*waiting, *running))
+            return self._scheduler.limits.running_rows - used, not (waiting or running)
 
     @property
     def running_rows(self) -> int:

@@ -18,7 +18,7 @@ from service.keeper.errors import IdempotencyError, MovedError
 from service.keeper.places import Places
 from service.keeper.storage import Storage
 from service.keeper.stored import SOURCE, stored_of
-from service.keeper.watcher import Watcher
+from service.keeper.watcher import WATCH_FOR_S, Watcher
 from service.keeper.worker import RESTARTING, Rhythm, Worker
 from service.loading import Models
 from service.registry import Record, Registry
@@ -94,12 +94,13 @@ class Keeper:
         trouble = None if self._opened is None else self._opened.trouble
         return None if trouble is None else str(trouble)
 
-    async def accept(self, record: Record, idempotency: Idempotency | None = None) -> Record:
+    async def accept(self, record: Record, idempotency: Idempotency | None = None, *, followed: bool = False) -> Record:
         """Take a job in for good: it is in the store when this returns. A key that stands for it already finds it.
 
         Args:
             record: The job, not yet queued.
             idempotency: The client's key, if it sent one.
+            followed: Whether somebody will listen to its events from the first one on.
 
         Raises:
             IdempotencyError: The key stands for another request.
@@ -115,7 +116,7 @@ class Keeper:
         here = worker or self._watcher
         here.expect(record)
         try:
-            lease = await self._add(record, idempotency)
+            lease = await self._add(record, idempotency, followed=followed)
         except KeyTakenError as error:
             here.forget(record)
             return await self._standing_for(error.winner, idempotency)
@@ -143,13 +144,18 @@ class Keeper:
             # At once: who waits for a store that does not answer waits long, and others behind it.
             raise type(trouble)(str(trouble))
 
-    async def _add(self, record: Record, idempotency: Idempotency | None) -> Lease | None:
+    async def _add(self, record: Record, idempotency: Idempotency | None, *, followed: bool) -> Lease | None:
         """Put a job into the store; the lease of this process's worker, if it has one."""
         source, artifacts = record.job.source, {}
         if source is not None:
             artifacts[SOURCE] = await self.storage.artifacts.put(await asyncio.to_thread(write_source, source))
-        worker = None if self._worker is None else self._worker.id
-        return await self.storage.store.add(stored_of(record, idempotency, artifacts), worker)
+        stored = stored_of(record, idempotency, artifacts)
+        if self._worker is not None:
+            return await self.storage.store.add(stored, self._worker.id)
+        until = time.time() + WATCH_FOR_S if followed else None
+        if until is not None:
+            self._watcher.followed(record, until)
+        return await self.storage.store.add(stored, watched_until=until)
 
     def _refused(self, job: Job, error: BaseException) -> None:
         """A job is not known to be in the store."""

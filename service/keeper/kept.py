@@ -24,6 +24,7 @@ class Kept:
     Attributes:
         started: Whether the store was told that it runs.
         lost: Whether another worker has it by now.
+        told: The newest event that those in other processes were told.
         snapshot: To be written; None for none.
         how: Its end, to be written; None before.
         stirred: Set when there is something to write.
@@ -35,6 +36,7 @@ class Kept:
         self._loop = asyncio.get_running_loop()
         self.started = False
         self.lost = False
+        self.told = 0
         self.snapshot: Snapshot | None = None
         self.how: Outcome | Exception | None = None
         self.stirred = asyncio.Event()

@@ -48,6 +48,11 @@ class Places:
             detail = (
                 f"{rows} network rows wait already, this job needs {job.rows} more, and {limits.waiting_rows} may wait"
             )
+        elif waiting and job.weight and backlog.waiting_bytes + job.weight > limits.waiting_bytes:
+            detail = (
+                f"{backlog.waiting_bytes} bytes of pictures wait already, this job brings {job.weight}; "
+                f"{limits.waiting_bytes} may wait"
+            )
         elif own >= (most := min(limits.caller_jobs, job.ask.caller_jobs or limits.caller_jobs)):
             detail = f"this caller has {own} jobs waiting or running, and {most} are allowed at once"
         if detail is not None:

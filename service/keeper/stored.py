@@ -48,6 +48,7 @@ def stored_of(record: Record, idempotency: Idempotency | None, artifacts: Mappin
         idempotency=idempotency,
         artifacts=artifacts,
         label=record.rendering.label,
+        weight=job.weight,
     )
 
 

@@ -21,7 +21,7 @@ from service.store.records import Glance, JobRecord, JobState
 
 _LOG: Final = logging.getLogger(__name__)
 # For how long workers are asked to tell of a job's progress, and how long before the end they are asked again.
-_WATCH_FOR_S: Final = 20.0
+WATCH_FOR_S: Final = 20.0
 _AGAIN_S: Final = 10.0
 
 
@@ -75,6 +75,10 @@ class Watcher:
     def expect(self, record: Record) -> None:
         """A job is about to be in the store; it is found here from now on."""
         self._expected[record.job.id] = record
+
+    def followed(self, record: Record, until: float) -> None:
+        """A worker was asked to tell of a job until a time already."""
+        self._asked[record.job.id] = until
 
     def forget(self, record: Record) -> None:
         """It is not, after all."""
@@ -138,12 +142,12 @@ class Watcher:
                 if glance is None:
                     record.job.conclude(CancelledJobError("the job was deleted"))
                     self._drop(record)
-                elif not glance.state.over:
-                    self._tell(record, glance)
                 elif not record.job.decided:
-                    # Its files may be large: others do not wait for them.
-                    record.job.decided = True
-                    self._spawn(self._conclude(record))
+                    self._tell(record, glance)
+                    if glance.state.over:
+                        # Its files may be large: others do not wait for them.
+                        record.job.decided = True
+                        self._spawn(self._conclude(record))
 
     async def _ask(self) -> None:
         """Ask workers to tell of the jobs to whose progress somebody listens here."""
@@ -154,24 +158,26 @@ class Watcher:
             if record.job.channel.watched and self._asked.get(job_id, now) < now + _AGAIN_S
         ]
         if wanted:
-            await self._storage.store.watch(wanted, now + _WATCH_FOR_S)
-            self._asked.update(dict.fromkeys(wanted, now + _WATCH_FOR_S))
+            await self._storage.store.watch(wanted, now + WATCH_FOR_S)
+            self._asked.update(dict.fromkeys(wanted, now + WATCH_FOR_S))
 
     async def _tell_places(self, glances: Mapping[str, Glance]) -> None:
         """Tell where in the queue the jobs are that wait and are listened to, or of which nothing was told yet."""
-        waiting = [
-            self._watched[job_id].job
-            for job_id, glance in glances.items()
-            if (glance.state is JobState.QUEUED and self._watched[job_id].job.channel.watched)
-            or not self._watched[job_id].job.channel.newer(0)
+        queued = [
+            record.job
+            for job_id, record in self._watched.items()
+            if job_id in glances and glances[job_id].state is JobState.QUEUED
         ]
-        if not waiting:
+        untold = [record.job for record in self._watched.values() if not record.job.channel.newer(0)]
+        if not (untold or queued):
             return
-        places = {job_id: place for place, job_id in enumerate(await self._storage.store.order(time.time()))}
-        for job in waiting:
+        order = await self._storage.store.order(time.time())
+        # Those that a worker has taken, but not begun, come before those that none has.
+        taken = sorted((job for job in queued if job.id not in order), key=lambda job: job.created)
+        places = {job_id: place for place, job_id in enumerate([*(job.id for job in taken), *order])}
+        for job in {*untold, *queued}:
             place = places.get(job.id, 0)
-            told = [event.payload for event in job.channel.newer(0) if event.kind == "queued"]
-            if told != [place]:
+            if place not in [event.payload for event in job.channel.newer(0) if event.kind == "queued"]:
                 job.channel.publish("queued", place)
 
     def _tell(self, record: Record, glance: Glance) -> None:
@@ -184,7 +190,8 @@ class Watcher:
             job.enter(Phase.QUEUED)
         job.attempt = max(1, glance.attempts)
         job.steps_taken = glance.step
-        if progress is None or progress.number <= self._heard.get(job.id, 0):
+        heard = self._heard.get(job.id, 0)
+        if progress is None or progress.number <= heard:
             return
         self._heard[job.id] = progress.number
         try:
@@ -193,8 +200,9 @@ class Watcher:
             _LOG.warning("the progress of job %s cannot be read: %s", job.id, error)
             return
         for number, kind, payload in events:
-            job.channel.publish(kind, payload, number=number)
-            job.steps_taken = max(job.steps_taken, payload.step)
+            if number > heard:
+                job.channel.publish(kind, payload, number=number)
+                job.steps_taken = max(job.steps_taken, payload.step)
 
     async def _conclude(self, record: Record) -> None:
         """Tell the end of a job."""
@@ -228,6 +236,7 @@ class Watcher:
         job = record.job
         for each in (self._watched, self._asked, self._heard):
             each.pop(job.id, None)
+        job.settle()
         if not job.result.done():
             job.leave(MovedError(MOVED))
 

@@ -13,7 +13,7 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -198,6 +198,8 @@ class Worker:
 
     async def _end(self, kept: Kept, how: Outcome | Exception) -> None:
         """Write the end of a job, then tell it."""
+        with contextlib.suppress(StoreUnavailableError, DiskFullError):
+            await self._tell_of([kept])
         try:
             ending = await self._ending(kept.job, how)
             await self._storage.persisted(lambda: self._storage.store.finish(kept.lease, ending, time.time()))
@@ -251,23 +253,26 @@ class Worker:
 
     async def _tell(self) -> None:
         """Tell those who watch from other processes how far jobs are."""
-        told: dict[str, int] = {}
         while not self._stopping:
-            watched = [kept for kept in self._kept.values() if kept.leased and kept.job.channel.attended]
-            progress = []
-            for kept in watched:
-                events = [event for event in kept.job.channel.newer(0) if event.kind in {"progress", "preview"}]
-                if events and events[-1].id > told.get(kept.job.id, 0):
-                    told[kept.job.id] = events[-1].id
-                    progress.append(Progress(kept.job.id, kept.lease.fence, events[-1].id, write_progress(events)))
-            told = {kept.job.id: told[kept.job.id] for kept in watched if kept.job.id in told}
             try:
-                await self._storage.store.tell(progress)
+                await self._tell_of([kept for kept in self._kept.values() if kept.leased])
             except (StoreUnavailableError, DiskFullError) as error:
                 self._storage.note(error)
             except Exception:
                 _LOG.exception("progress cannot be told")
             await asyncio.sleep(self._rhythm.tell_s)
+
+    async def _tell_of(self, told: Iterable[Kept]) -> None:
+        """Tell what is new of jobs that are watched."""
+        progress = []
+        for kept in told:
+            if not kept.job.channel.attended:
+                continue
+            events = [event for event in kept.job.channel.newer(0) if event.kind in {"progress", "preview"}]
+            if events and events[-1].id > kept.told:
+                kept.told = events[-1].id
+                progress.append(Progress(kept.job.id, kept.lease.fence, kept.told, write_progress(events)))
+        await self._storage.store.tell(progress)
 
     async def _tell_started(self) -> None:
         for kept in list(self._kept.values()):
@@ -325,34 +330,43 @@ class Worker:
         """Claim what there is room for; whether there was something."""
         if not self._engine.accepting:
             return False
-        rows, first = self._engine.room
-        if rows <= 0 and not first:
+        rows, idle = self._engine.room
+        if rows <= 0 and not idle:
             return False
-        # The first may need more rows than are free: it waits here then, so that the device need not.
-        names = frozenset(self._models.catalog.names)
-        wants = Wants(_CLAIMED_AT_ONCE, max(0, rows), names, idle=first)
+        catalog = self._models.catalog
+        warm = frozenset(name for name in catalog.names if catalog.loaded(name) is not None)
+        able = frozenset(name for name in catalog.names if catalog.failure(name) is None)
+        wants = Wants(_CLAIMED_AT_ONCE, max(0, rows), able, idle, warm, self._rhythm.patience_s)
         claims = await self._storage.store.claim(self.id, wants, time.time())
-        for claim in claims:
-            await self._go_on(claim)
+        taken = [each for claim in claims if (each := await self._taken(claim)) is not None]
+        if taken:
+            # Somebody may watch them already.
+            await self._renew()
+        for kept, stored in taken:
+            await self._go_on(kept, stored)
         return bool(claims)
 
-    async def _go_on(self, claim: Claim) -> None:
-        """Queue a claimed job, from its checkpoint if it has one."""
-        stored = claim.record
+    async def _taken(self, claim: Claim) -> tuple[Kept, JobRecord] | None:
+        """A claimed job as one of this process; None where that cannot be read."""
         try:
-            record = record_of(stored, claim.lease.fence)
+            record = record_of(claim.record, claim.lease.fence)
         except UnreadableError as error:
             ending = Ending(JobState.FAILED, Failure(str(error), 500))
             await self._storage.store.finish(claim.lease, ending, time.time())
-            return
-        kept = self._kept[stored.id] = Kept(record, claim.lease)
+            return None
+        kept = self._kept[record.job.id] = Kept(record, claim.lease)
         self._spawn(self._write(kept))
+        return kept, claim.record
+
+    async def _go_on(self, kept: Kept, stored: JobRecord) -> None:
+        """Queue a claimed job, from its checkpoint if it has one."""
+        job = kept.job
         try:
-            await self._restore(record.job, stored)
-            self._engine.enqueue(record.job, bounded=False)
+            await self._restore(job, stored)
+            self._engine.enqueue(job, bounded=False)
         except Exception as error:
             _LOG.warning("job %s cannot be taken up: %s", stored.id, error)
-            record.job.end(error)
+            job.end(error)
 
     async def _restore(self, job: Job, stored: JobRecord) -> None:
         """Give a job of the store its known picture, its checkpoint, and models that are what they were."""

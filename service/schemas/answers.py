@@ -277,6 +277,40 @@ class Health(BaseModel):
     detail: str | None = None
 
 
+class WorkerInfo(BaseModel):
+    """Who computes, as it last told of itself."""
+
+    id: str
+    device: str
+    seen: Annotated[float, Field(description="When it told, in Unix time.")]
+    state: Annotated[
+        Literal["loading", "ready", "stopping"], Field(description="loading: it takes no jobs yet; stopping: no more.")
+    ]
+    models: Annotated[list[str], Field(description="Those that it has loaded.")]
+    running_jobs: int
+    running_rows: Annotated[int, Field(description="Their network rows of one step.")]
+
+
+class Backlog(BaseModel):
+    """The work that waits for a worker."""
+
+    jobs: int
+    rows: Annotated[int, Field(description="Network rows of one step, all jobs together.")]
+    seconds: Annotated[
+        float | None, Field(description="How long one worker would compute them; none before any pace is known.")
+    ]
+    slack_s: Annotated[
+        float | None, Field(description="Seconds until the first of them is worthless; none without timeouts.")
+    ]
+
+
+class WorkerList(BaseModel):
+    """All who compute."""
+
+    workers: list[WorkerInfo]
+    backlog: Backlog
+
+
 class Reloaded(BaseModel):
     """What a reload of the catalogue changed; names of models."""
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from service.store import moves
 from service.store.moves import Candidate, Entry
 from service.store.port import (
+    REMEMBERED_S,
     JobExistsError,
     KeyTakenError,
     LostLeaseError,
@@ -82,7 +83,9 @@ class MemoryStore:
         self._told: dict[str, Progress] = {}
         self._present: dict[str, Presence] = {}
 
-    async def add(self, record: JobRecord, lease_to: str | None = None) -> Lease | None:
+    async def add(
+        self, record: JobRecord, lease_to: str | None = None, watched_until: float | None = None
+    ) -> Lease | None:
         """Accept a new job."""
         if record.id in self._entries:
             raise JobExistsError(record.id)
@@ -92,6 +95,8 @@ class MemoryStore:
         if lease_to is not None:
             entry = moves.taken(entry, lease_to, record.created, self._rules)
         self._entries[record.id] = entry
+        if watched_until is not None:
+            self._watched[record.id] = watched_until
         self._ring(Topic.WORK)
         return None if lease_to is None else entry.claim.lease
 
@@ -120,7 +125,8 @@ class MemoryStore:
         own = sum(entry.record.caller == caller and not entry.record.state.over for entry in self._entries.values())
         rows, work = sum(each.rows for each in waiting), sum(each.rows * each.steps for each in waiting)
         deadlines = [record.deadline for record in waiting if record.deadline is not None]
-        return Backlog(len(waiting), rows, work, own, min(deadlines, default=None))
+        weight = sum(record.weight for record in waiting)
+        return Backlog(len(waiting), rows, work, own, min(deadlines, default=None), weight)
 
     async def order(self, now: float, limit: int = 1000) -> tuple[str, ...]:
         """The ids of the waiting jobs in the order in which they will be claimed."""
@@ -194,6 +200,8 @@ class MemoryStore:
         ]
         for job_id in over:
             del self._entries[job_id]
+            self._watched.pop(job_id, None)
+            self._told.pop(job_id, None)
         callers = {entry.record.caller for entry in self._entries.values()}
         self._served = {caller: count for caller, count in self._served.items() if caller in callers}
         return len(over)
@@ -204,6 +212,9 @@ class MemoryStore:
 
     async def watch(self, job_ids: Collection[str], until: float) -> None:
         """Ask the workers of these jobs to tell of their progress."""
+        for job_id in [each for each, end in self._watched.items() if end < until - REMEMBERED_S]:
+            self._watched.pop(job_id)
+            self._told.pop(job_id, None)
         for job_id in job_ids:
             if job_id in self._entries and not self._entries[job_id].record.state.over:
                 self._watched[job_id] = max(until, self._watched.get(job_id, until))
@@ -269,9 +280,6 @@ class MemoryStore:
 
     def _put(self, entry: Entry, *topics: Topic) -> JobRecord:
         self._entries[entry.record.id] = entry
-        if entry.record.state.over:
-            self._watched.pop(entry.record.id, None)
-            self._told.pop(entry.record.id, None)
         if topics:
             self._ring(*topics)
         return entry.record

@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import Final, Protocol
 
 from service.store.records import (
     Backlog,
@@ -29,6 +29,9 @@ from service.store.records import (
     Renewal,
     Wants,
 )
+
+REMEMBERED_S: Final = 60.0
+"""How long before the latest watch's end a job's last one must have ended for what was told of it to be forgotten."""
 
 
 class StoreError(Exception):
@@ -116,7 +119,9 @@ class Bell(Protocol):
 class Store(Protocol):
     """The jobs of a service."""
 
-    async def add(self, record: JobRecord, lease_to: str | None = None) -> Lease | None:
+    async def add(
+        self, record: JobRecord, lease_to: str | None = None, watched_until: float | None = None
+    ) -> Lease | None:
         """Accept a new job.
 
         The idempotency key of a job that failed or was cancelled, or was deleted, is free again.
@@ -124,6 +129,7 @@ class Store(Protocol):
         Args:
             record: A queued job.
             lease_to: The worker that has it at once, out of turn, from ``created`` on; None to let it wait.
+            watched_until: As :meth:`watch` has it; None for not watched.
 
         Raises:
             KeyTakenError: The caller's key stands for a job. Of any number of calls at once, one wins.
@@ -256,6 +262,8 @@ class Store(Protocol):
 
     async def watch(self, job_ids: Collection[str], until: float) -> None:
         """Ask the workers of these jobs to tell of their progress; :meth:`renew` brings it to them.
+
+        What was told of jobs that nobody watches any more is forgotten a minute later.
 
         Args:
             job_ids: Any; those that are over or unknown are passed over.

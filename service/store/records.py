@@ -108,6 +108,7 @@ class JobRecord:
         cancel_requested: Whether its worker shall drop it.
         label: How its client groups its jobs; None for not at all.
         callback: How far telling the client's address of the end has come, as a text that only the sender reads.
+        weight: Bytes of its known picture.
     """
 
     id: str
@@ -134,6 +135,7 @@ class JobRecord:
     cancel_requested: bool = False
     label: str | None = None
     callback: str | None = None
+    weight: int = 0
 
     @property
     def submitted(self) -> float:
@@ -182,6 +184,7 @@ def to_plain(record: JobRecord) -> dict[str, Any]:
         "cancel_requested": record.cancel_requested,
         "label": record.label,
         "callback": record.callback,
+        "weight": record.weight,
     }
 
 
@@ -213,6 +216,7 @@ def from_plain(plain: Mapping[Any, Any]) -> JobRecord:
         cancel_requested=bool(plain["cancel_requested"]),
         label=plain["label"],
         callback=plain["callback"],
+        weight=plain["weight"],
     )
 
 
@@ -403,6 +407,7 @@ class Backlog:
         waiting_work: Their network rows over all steps.
         caller_jobs: Jobs of one caller that are not over.
         deadline: When the first waiting job is worthless; None for never.
+        waiting_bytes: Bytes of the known pictures of waiting jobs.
     """
 
     waiting_jobs: int
@@ -410,6 +415,7 @@ class Backlog:
     waiting_work: int
     caller_jobs: int
     deadline: float | None = None
+    waiting_bytes: int = 0
 
 
 class CursorError(ValueError):

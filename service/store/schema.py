@@ -54,6 +54,7 @@ JOBS: Final = Table(
     Column("cancel_requested", Boolean, nullable=False),
     Column("label", Text),
     Column("callback", Text),
+    Column("weight", BigInteger, nullable=False, server_default=text("0")),
     Column("fence", BigInteger, nullable=False),
     Column("worker", Text),
     Column("expires", Double),

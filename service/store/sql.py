@@ -30,6 +30,7 @@ from service.store import moves
 from service.store.memory import LocalBell
 from service.store.moves import Candidate, Entry
 from service.store.port import (
+    REMEMBERED_S,
     DiskFullError,
     JobExistsError,
     KeyTakenError,
@@ -182,11 +183,14 @@ class SqlStore:
         self._bells: set[LocalBell] = set()
         self._shared = shared
         self._polling: asyncio.Task[None] | None = None
+        self._closing = False
         self._listener: AsyncConnection | None = None
         self._hearing = False
         self._connecting = asyncio.Lock()
 
-    async def add(self, record: JobRecord, lease_to: str | None = None) -> Lease | None:
+    async def add(
+        self, record: JobRecord, lease_to: str | None = None, watched_until: float | None = None
+    ) -> Lease | None:
         """Accept a new job."""
         entry = Entry(record)
         if lease_to is not None:
@@ -195,6 +199,9 @@ class SqlStore:
         for _ in range(_TRIES):
             async with self._write() as connection:
                 if (await connection.execute(insert)).first() is not None:
+                    if watched_until is not None:
+                        watched = {"job_id": record.id, "watched_until": watched_until}
+                        await connection.execute(self._insert(PROGRESS).values(watched).on_conflict_do_nothing())
                     break
                 await self._refuse(connection, record)
             # Whoever was in the way has gone since.
@@ -330,6 +337,7 @@ class SqlStore:
         async with self._write() as connection:
             ids = (await connection.execute(over)).scalars().all()
             if ids:
+                await connection.execute(sa.delete(PROGRESS).where(self._among(ids, PROGRESS.c.job_id)))
                 await connection.execute(sa.delete(JOBS).where(self._among(ids)))
                 await connection.execute(forgotten)
         return len(ids)
@@ -350,6 +358,7 @@ class SqlStore:
         longer = {"watched_until": insert.excluded.watched_until}
         later = PROGRESS.c.watched_until < insert.excluded.watched_until
         async with self._write() as connection:
+            await connection.execute(sa.delete(PROGRESS).where(PROGRESS.c.watched_until < until - REMEMBERED_S))
             await connection.execute(insert.on_conflict_do_update(index_elements=["job_id"], set_=longer, where=later))
         await self.wake(Topic.WORK)
 
@@ -432,8 +441,9 @@ class SqlStore:
 
     async def close(self) -> None:
         """Give connections back."""
+        self._closing = True
         if self._polling is not None:
-            self._polling.cancel()
+            # Cut off in the middle of a statement, its connection would not be closed.
             await asyncio.gather(self._polling, return_exceptions=True)
         await self._drop_listener()
         await self._engine.dispose()
@@ -478,8 +488,6 @@ class SqlStore:
         changes = {name: value for name, value in new.items() if value != old[name]}
         if changes:
             await connection.execute(sa.update(JOBS).where(JOBS.c.id == before.record.id).values(changes))
-        if after.record.state.over and not before.record.state.over:
-            await connection.execute(sa.delete(PROGRESS).where(PROGRESS.c.job_id == after.record.id))
         return after
 
     async def _watched(self, job_ids: Sequence[str], connection: AsyncConnection, now: float) -> frozenset[str]:
@@ -612,7 +620,7 @@ class SqlStore:
         seen = None
         with contextlib.suppress(StoreError):
             async with told(), self._engine.connect() as connection:
-                while True:
+                while not self._closing:
                     version = (await connection.exec_driver_sql("PRAGMA data_version")).scalar_one()
                     await connection.rollback()
                     if version != seen:
@@ -705,7 +713,8 @@ def backlog_query(caller: str) -> sa.Select[Any]:
     # Sums of products outgrow the columns' own type.
     work = sa.func.coalesce(sa.func.sum(sa.cast(JOBS.c.rows, sa.BigInteger) * JOBS.c.steps), 0)
     first = sa.func.min(JOBS.c.deadline)
-    return sa.select(sa.func.count(), rows, sa.cast(work, sa.BigInteger), own, first).where(_WAITING)
+    weight = sa.cast(sa.func.coalesce(sa.func.sum(JOBS.c.weight), 0), sa.BigInteger)
+    return sa.select(sa.func.count(), rows, sa.cast(work, sa.BigInteger), own, first, weight).where(_WAITING)
 
 
 def reap_queries(now: float) -> tuple[sa.Select[Any], ...]:

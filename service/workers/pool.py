@@ -14,12 +14,12 @@ from prometheus_client.registry import Collector
 from pipelines.card import Card
 from pipelines.catalog import Catalog, Changes
 from pipelines.errors import ModelLoadError, ModelUnavailableError
-from service.backend import ModelState, WorkerState
+from service.backend import WorkerState
 from service.durable.blobs import UnreadableError
 from service.engine.job import Job, Queued
 from service.keeper.keeper import Keeper
 from service.keeper.storage import Storage
-from service.loading import Models
+from service.loading import Models, ModelState
 from service.registry import Record, Registry
 from service.store.port import DiskFullError, StoreUnavailableError
 from service.workers.crew import Crew
@@ -89,9 +89,9 @@ class Pool:
         """What workers told of models."""
         yield {name: self._card(name, catalog) for name in dict.fromkeys(names)}
 
-    def state(self, name: str, catalog: Catalog) -> ModelState:
+    def state(self, name: str) -> ModelState:
         """How a model stands: loaded where one worker has it, failed where none has and one cannot."""
-        catalog.entry(name)
+        self._models.catalog.entry(name)
         told = [state.models[name] for state, _ in self._workers.values() if name in state.models]
         loaded = any(each.loaded for each in told)
         failures = [each.failure for each in told if each.failure is not None]
@@ -153,7 +153,8 @@ class Pool:
         return merged(self._own.collect(), told)
 
     def _card(self, name: str, catalog: Catalog) -> Card:
-        state = self.state(name, catalog)
+        catalog.entry(name)
+        state = self.state(name)
         if state.card is not None and (state.loaded or state.failure is None):
             return state.card
         if state.failure is not None:

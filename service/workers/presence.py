@@ -76,7 +76,7 @@ def merged(own: Iterable[Metric], told: Iterable[tuple[str, Sequence[Family]]]) 
     """
     families: dict[str, Metric] = {}
     for metric in own:
-        if any(sample.value for sample in metric.samples):
+        if any(sample.value for sample in metric.samples if not sample.name.endswith("_created")):
             families[metric.name] = metric
     for worker, metrics in told:
         for each in metrics:

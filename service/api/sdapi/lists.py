@@ -42,7 +42,7 @@ async def schedulers() -> list[dict[str, Any]]:
 async def loras(services: ServicesDep) -> list[dict[str, Any]]:
     """The LoRAs of the models that were loaded."""
     catalog = services.catalog
-    cards = (services.backend.state(model, catalog).card for model in catalog.names)
+    cards = (services.backend.state(model).card for model in catalog.names)
     names = dict.fromkeys(name for card in cards if card for name in card.adapters)
     return [{"name": name, "alias": name, "path": name, "metadata": {}} for name in names]
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from service.engine.scheduler import Limits, Scheduler
-from service.store.port import JobExistsError, KeyTakenError, LostLeaseError, Topic, UnknownJobError
+from service.store.port import REMEMBERED_S, JobExistsError, KeyTakenError, LostLeaseError, Topic, UnknownJobError
 from service.store.records import (
     Backlog,
     Checkpoint,
@@ -48,6 +48,7 @@ async def test_a_record_returns_as_it_was_added(store):
         idempotency=Idempotency("k", "digest"),
         artifacts={"image": "aa", "mask": "bb"},
         callback='{"state": "waits"}',
+        weight=1 << 40,
     )
     await store.add(record)
     assert await store.get("a") == record
@@ -502,14 +503,35 @@ async def test_older_news_replace_no_newer(store):
     assert (await store.glance([job_id]))[job_id].progress == newest
 
 
-async def test_nothing_told_outlives_the_job(store):
+async def test_what_was_told_last_is_there_until_the_job_is_forgotten(store):
     lease = await held(store)
     await store.watch([lease.job_id], 50.0)
-    await store.tell([Progress(lease.job_id, lease.fence, 1, b"told")])
+    last = Progress(lease.job_id, lease.fence, 1, b"told")
+    await store.tell([last])
     await store.finish(lease, DONE, 1.0)
-    await store.tell([Progress(lease.job_id, lease.fence, 2, b"too late")])
     await store.watch([lease.job_id], 60.0)
-    assert await store.glance([lease.job_id]) == {lease.job_id: Glance(JobState.COMPLETED, 0, 1)}
+    glance = Glance(JobState.COMPLETED, 0, 1, last)
+    assert await store.glance([lease.job_id]) == {lease.job_id: glance}
+    (other,) = await added(store, job())
+    await store.watch([other], 50.0 + REMEMBERED_S)
+    assert (await store.glance([lease.job_id]))[lease.job_id] == glance
+    await store.watch([other], 50.5 + REMEMBERED_S)
+    assert (await store.glance([lease.job_id]))[lease.job_id].progress is None
+    await store.delete([lease.job_id])
+    assert await store.glance([lease.job_id]) == {}
+
+
+async def test_a_job_can_be_watched_from_its_first_moment(store):
+    record = job()
+    await store.add(record, watched_until=50.0)
+    (claim,) = await store.claim("w1", ALL, 1.0)
+    assert (await store.renew([claim.lease], 1.0)).watched == {record.id}
+
+
+async def test_the_backlog_tells_what_waits(store):
+    await held(store, rows=50)
+    await added(store, job(rows=3, steps=10, weight=7, deadline=90.0), job(rows=2, steps=5, weight=1, deadline=80.0))
+    assert await store.backlog("nobody") == Backlog(2, 5, 40, 0, 80.0, 8)
 
 
 async def test_workers_are_there_while_they_say_so(store):

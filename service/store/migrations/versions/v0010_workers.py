@@ -1,4 +1,4 @@
-"""Workers, and what they tell of running jobs."""
+"""Workers, what they tell of running jobs, and how large the pictures of waiting jobs are."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -20,6 +20,7 @@ def upgrade() -> None:
         sa.Column("told", sa.LargeBinary),
         prefixes=["UNLOGGED"] if op.get_bind().dialect.name == "postgresql" else [],
     )
+    op.add_column("jobs", sa.Column("weight", sa.BigInteger, nullable=False, server_default=sa.text("0")))
     op.create_table(
         "workers",
         sa.Column("worker", name, primary_key=True),

@@ -1,0 +1,103 @@
+"""Runs test modules unmodified against another backend: ``pytest -p tests.behind …``.
+
+Every service that a test makes becomes an API without an engine, and two workers compute for it, each with an event
+loop and an engine of its own, over one store: PostgreSQL where SUPERDIFF_BEHIND=postgres, else an SQLite file. A
+service that is given an engine by a test stays as it is.
+"""
+
+import asyncio
+import atexit
+import contextlib
+import itertools
+import os
+import tempfile
+import threading
+from pathlib import Path
+
+import service.app
+from service.settings import MEMORY, Settings
+from service.workers.process import WorkerProcess
+from tests import postgres
+
+WORKERS = 2
+_embedded = service.app.create_app
+_numbers = itertools.count()
+_resources = contextlib.ExitStack()
+atexit.register(_resources.close)
+
+
+class Thread(threading.Thread):
+    """A worker, as far as the store can tell a process of its own."""
+
+    def __init__(self, settings, catalog):
+        super().__init__(daemon=True)
+        self._settings, self._catalog = settings, catalog
+        self._began = threading.Event()
+
+    def run(self):
+        async def work():
+            self._process = WorkerProcess(self._settings, self._catalog)
+            self._loop = asyncio.get_running_loop()
+            self._began.set()
+            await self._process.run()
+
+        asyncio.run(work())
+
+    def begin(self):
+        self.start()
+        assert self._began.wait(30)
+
+    def end(self):
+        self._loop.call_soon_threadsafe(self._process.stop)
+        self.join(60)
+        assert not self.is_alive()
+
+
+class _Server:
+    made = None
+
+
+def database(folder):
+    """The address of a new store."""
+    if os.environ.get("SUPERDIFF_BEHIND") != "postgres":
+        return f"sqlite:///{folder / 'jobs.sqlite'}"
+    if _Server.made is None:
+        _Server.made = _resources.enter_context(postgres.server(*postgres.FAST))
+    return _Server.made.create(f"behind{next(_numbers)}")
+
+
+def create_app(settings=None, *, catalog=None, engine=None, tracing=None):
+    """As :func:`service.app.create_app`, over workers."""
+    settings = settings or Settings()
+    if engine is not None:
+        return _embedded(settings, catalog=catalog, engine=engine, tracing=tracing)
+    folder = Path(_resources.enter_context(tempfile.TemporaryDirectory(prefix="behind-")))
+    given = {"workers": 0}
+    if settings.database in {"", MEMORY}:
+        given |= {"database": database(folder), "artifacts": str(folder / "files")}
+    settings = settings.model_copy(update=given)
+    app = _embedded(settings, catalog=catalog, tracing=tracing)
+    inner = app.router.lifespan_context
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app):
+        models = app.state.services.models
+        threads = [Thread(settings, models.catalog) for _ in range(WORKERS)]
+        async with inner(app) as state:
+            for thread in threads:
+                thread.begin()
+            backend = app.state.services.backend
+            async with asyncio.timeout(60):
+                while len(backend.workers()) < WORKERS or backend.unready:
+                    await asyncio.sleep(0.02)
+            yield state
+        for thread in threads:
+            await asyncio.to_thread(thread.end)
+
+    app.router.lifespan_context = lifespan
+    return app
+
+
+def pytest_configure():
+    """Before any test module asks for it."""
+    service.app.create_app = create_app
