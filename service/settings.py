@@ -214,6 +214,10 @@ class Settings(BaseSettings):
     def _agree(self) -> Self:
         if self.require_keys and self.allow_anyone:
             raise ValueError("require_keys and allow_anyone exclude one another; set one of them")
+        if self.workers is not None and self.database == MEMORY:
+            raise ValueError(
+                f"workers need a database that processes share: sqlite:///FILE or postgresql://…, not {MEMORY}"
+            )
         if self.cors_credentials and "*" in self.cors_origins:
             detail = "cors_origins may not be * where cors_credentials is set: any page could act for who is logged in"
             raise ValueError(f"{detail}; name the origins")

@@ -14,6 +14,8 @@ import tempfile
 import threading
 from pathlib import Path
 
+import pytest
+
 import service.app
 from service.settings import MEMORY, Settings
 from service.workers.process import WorkerProcess
@@ -101,3 +103,10 @@ def create_app(settings=None, *, catalog=None, engine=None, tracing=None):
 def pytest_configure():
     """Before any test module asks for it."""
     service.app.create_app = create_app
+
+
+def pytest_collection_modifyitems(items):
+    """Leave out what is about an engine in the API's own process."""
+    for item in items:
+        if item.get_closest_marker("embedded"):
+            item.add_marker(pytest.mark.skip(reason="is about an engine in the API's own process"))

@@ -37,8 +37,7 @@ def serve(
         str | None,
         typer.Option(
             help="Processes that compute: auto for one a device, or a number; 0 for those that superdiff worker "
-            "starts.  [SUPERDIFF_WORKERS]",
-            show_default="this process",
+            "starts; this process by default.  [SUPERDIFF_WORKERS]"
         ),
     ] = None,
     fast: Annotated[

@@ -27,7 +27,7 @@ def worker(
     log_format: Annotated[
         LogFormat | None, typer.Option(help="Log lines for people, or JSON.  [SUPERDIFF_LOG_FORMAT]")
     ] = None,
-    tied: Annotated[bool | None, typer.Option("--tied", hidden=True, help="End when standard input does.")] = None,
+    tied: Annotated[bool | None, typer.Option("--tied", help="End when standard input does.")] = None,
 ) -> None:
     """Compute the jobs of a service's store; any number of workers may, on any machine.
 

@@ -49,7 +49,7 @@ class Pool:
         # What is known of models outlives the workers that had them.
         self._cards: dict[str, Card] = {}
         self._queued = Queued(0, 0, 0)
-        self._stopping = False
+        self._stopping = asyncio.Event()
         self._looking: asyncio.Task[None] | None = None
         self._keeper: Keeper | None = None
         self._backlog_seconds = Gauge("superdiff_backlog_seconds", "Seconds of a worker that wait.", registry=own)
@@ -67,7 +67,7 @@ class Pool:
     @property
     def unready(self) -> str | None:
         """Why jobs should not be sent here now."""
-        if self._stopping:
+        if self._stopping.is_set():
             return "the service is shutting down"
         states = [state for state, _ in self._workers.values() if state.accepting]
         if not states:
@@ -134,12 +134,12 @@ class Pool:
 
     async def stop(self, grace_s: float) -> None:
         """End this process's workers."""
-        self._stopping = True
+        self._stopping.set()
         if self._crew is not None:
             await self._crew.stop(grace_s)
         if self._looking is not None:
-            self._looking.cancel()
-            await asyncio.gather(self._looking, return_exceptions=True)
+            # Nothing is cut off in a transaction.
+            await self._looking
 
     def everything(self) -> list[Metric]:
         """The metrics of this process and of every worker."""
@@ -162,14 +162,15 @@ class Pool:
         raise ModelUnavailableError(f"no worker has loaded the model {name!r} yet")
 
     async def _look(self) -> None:
-        while True:
+        while not self._stopping.is_set():
             try:
                 await self._look_once()
             except (StoreUnavailableError, DiskFullError) as error:
                 self._storage.note(error)
             except Exception:
                 _LOG.exception("the workers cannot be looked for")
-            await asyncio.sleep(_LOOK_EVERY_S)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), _LOOK_EVERY_S)
 
     async def _look_once(self) -> None:
         storage, now = self._storage, time.time()

@@ -1,6 +1,7 @@
 """A worker's process: an engine that computes what waits in the store, and tells of itself."""
 
 import asyncio
+import contextlib
 import logging
 import time
 from typing import Final
@@ -13,7 +14,7 @@ from service.engine.engine import Engine
 from service.keeper.storage import Storage
 from service.keeper.worker import Worker
 from service.loading import Models
-from service.settings import Settings
+from service.settings import MEMORY, Settings
 from service.store.artifacts import open_artifacts
 from service.store.opening import open_store
 from service.store.port import StoreError
@@ -59,25 +60,28 @@ class WorkerProcess:
         """Compute until :meth:`stop`.
 
         Raises:
+            ValueError: The store would be this process's own.
             StoreUnavailableError: The store cannot be reached at the start.
             StoreError: It is of another version, or lets nobody in.
         """
         settings = self._settings
+        if settings.database == MEMORY:
+            raise ValueError(
+                f"a worker needs a database that it shares: sqlite:///FILE or postgresql://…, not {MEMORY}"
+            )
         make_state(settings)
         store = await open_store(settings.database_url, rules_of(settings), shared=True)
         storage = Storage(store, open_artifacts(settings.artifacts_url))
         self._worker.start(storage, self._models)
         self._engine.start()
-        background = [
-            asyncio.create_task(each) for each in (self._models.prepare(), self._tell(storage), self._unload())
-        ]
+        loading = asyncio.create_task(self._models.prepare())
+        background = [asyncio.create_task(each) for each in (self._tell(storage), self._unload())]
         _LOG.info("worker %s computes", self._worker.id)
         await self._stop.wait()
         _LOG.info("worker %s stops", self._worker.id)
         await asyncio.to_thread(self._engine.stop, settings.grace_s)
-        for task in background:
-            task.cancel()
-        await asyncio.gather(*background, return_exceptions=True)
+        loading.cancel()
+        await asyncio.gather(loading, *background, return_exceptions=True)
         await self._worker.stop()
         try:
             await store.leave(self._worker.id)
@@ -96,11 +100,17 @@ class WorkerProcess:
                 _LOG.warning("nothing is told of this worker: %s", error)
             except Exception:
                 _LOG.exception("nothing is told of this worker")
-            await asyncio.sleep(_TELL_EVERY_S)
+            if await self._stops_within(_TELL_EVERY_S):
+                return
 
     async def _unload(self) -> None:
         """Unload idle models as their time comes."""
-        while True:
-            await asyncio.sleep(_UNLOAD_EVERY_S)
+        while not await self._stops_within(_UNLOAD_EVERY_S):
             for name in await asyncio.to_thread(self._models.catalog.unload_idle):
                 _LOG.info("unloaded %s: not in use", name)
+
+    async def _stops_within(self, seconds: float) -> bool:
+        """Wait, but not beyond the end. Nothing is cut off in a transaction."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._stop.wait(), seconds)
+        return self._stop.is_set()

@@ -69,14 +69,22 @@ class Zygote:
         )
         assert self._process.stdout.readline(), "the models cannot be loaded"
 
-    def start(self, **settings):
-        """A server with these settings, ready."""
+    def worker(self, **settings):
+        """A worker with these settings, which may still be starting."""
+        return self._fork(role="worker", **settings)
+
+    def _fork(self, **settings):
         given = {"preload": False, "running_rows": 1, "grace_s": 0, "device": "cpu"} | settings
         self._process.stdin.write(json.dumps(given) + "\n")
         self._process.stdin.flush()
         pid, port = json.loads(self._process.stdout.readline())
         server = Server(pid, f"http://127.0.0.1:{port}", self.spent)
         self._servers.append(server)
+        return server
+
+    def start(self, **settings):
+        """A server with these settings, ready."""
+        server = self._fork(**settings)
         end = time.monotonic() + READY_S
         while time.monotonic() < end:
             with suppress(httpx.TransportError):
