@@ -14,22 +14,22 @@ gains) and are all done then; that is long before n · c, when first come, first
 but may be late for the first, whose F is c. Which of them is the first is chance; so to one another, and to nobody
 else, they are due when the last of them would be:
 
-    due to its equals = F + m · c + c ÷ 4,
+    due to its equals = F + m · c + c ÷ 2,
 
-where m is how many equals came after it. Two jobs are
+where c is its length and m how many equals came together with it, but after it. Two jobs
 
-    together    if the later one came before a quarter of the shorter one's length had passed;
-    equal       if they ask the same models at the same sample shapes, with the same priority, and the longer one's
-                length is at most 5 ÷ 4 of the shorter one's.
+    are equal       if they ask the same models at the same sample shapes with the same priority, and the longer one is
+                    at most 5 ÷ 4 as long as the shorter one;
+    came together   if the later one came before half the length of the shorter one had passed.
 
-A length is the foreseen time of all steps of a job alone. The last term, c ÷ 4, is what the last may come later. Of
-another caller no more equals count than the job's own caller has in the group: callers are served in turn, so more of
-them could not have run before it.
+A length is what all steps of a job take alone, as foreseen. The last term, c ÷ 2, is by how much the last may be later.
+Of another caller no more equals count than the job's own caller has among them: callers are served in turn, so that
+more could not have run before it.
 
-So a job is done by the later of its two due times; the second one needs equals. Its batch never grows beyond the first
-due time for a longer job's sake, nor for a shorter one's, one that came later or one of other models. A long job gains
-nothing by looking short, since it is its foreseen length that counts, and each equal counts as the job itself. A caller
-gains nothing by sending many: they count against another's single job as one.
+So a job is done by the later of its two due times, and the second needs equals. For the sake of any other job, be it
+longer, shorter, of other models or later, the batch that it is in never grows beyond the first. No job can pass for
+another's equal by what it says of itself, since it is its foreseen length that counts; an equal counts for as long as
+the job that it delays; and many jobs of one caller delay the single job of another as one of them would.
 
 Time is counted in steps as they were foreseen: on a machine that is slower for a while, first come, first served would
 be slower too. What a step takes is learned from the steps taken; before anything is known of a model, its jobs are not
@@ -67,8 +67,9 @@ _DEARER: Final = 1.25
 # for longer, and costs are known to a tenth or so. On simulated devices whose steps vary by a tenth, jobs then wait 1.8
 # times as long as first come, first served at worst where 2 is asked for.
 _AIM: Final = 0.8
-# The part of its length that a job's equals may come later, and by which they may be longer.
-_TOGETHER: Final = 0.25
+# Equals come together within so much of their length, and the longer is at most so many times as long as the shorter.
+_TOGETHER: Final = 0.5
+_EQUAL: Final = 1.25
 
 
 class _Curve:
@@ -372,7 +373,7 @@ class Pace:
         if earlier.parts.keys() != later.parts.keys():
             return False
         shorter, longer = sorted((self._length(earlier) or 0.0, self._length(later) or 0.0))
-        return longer <= (1 + _TOGETHER) * shorter and later.came - earlier.came <= _TOGETHER * shorter
+        return longer <= _EQUAL * shorter and later.came - earlier.came <= _TOGETHER * shorter
 
     def _length(self, arrival: _Arrival) -> float | None:
         """What all steps that a job had to take when it came would take alone; None while unknown."""
