@@ -3,7 +3,8 @@ guidance 4, a picture each.
 
 Each ``STRETCH`` has a server of its own; they take turns. The first thing that a server gets is a burst, so that it is
 seen too what becomes of equals before the server learned what steps take; first calls are in it. The limit is what raw
-forwards gain by the rows of all requests at once.
+forwards gain by the rows of all requests at once. Where other processes want the same cores, the server's processor
+time says more than the clock: with one thread (``OMP_NUM_THREADS=1``) it is what the requests cost.
 """
 
 import asyncio
@@ -13,14 +14,16 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Final
 
 import httpx
+import psutil
 
 from benchmarks.engine import raw
-from benchmarks.harness import alone, arguments, report, table
+from benchmarks.harness import alone, arguments, medians, report, table
 from benchmarks.sampler import GUIDANCE, PROMPTS, STEPS
 from pipelines.catalog import Catalog
 
@@ -35,9 +38,28 @@ BODY: Final = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A server of its own.
+
+    Attributes:
+        url: Where it answers.
+        process: What to ask for its processor time.
+    """
+
+    url: str
+    process: psutil.Process
+
+    @property
+    def processor_s(self) -> float:
+        """Processor time that it has had, in seconds."""
+        used = self.process.cpu_times()
+        return float(used.user + used.system)
+
+
 @contextmanager
-def served(stretch: float, port: int) -> Iterator[str]:
-    """The URL of a server of its own."""
+def served(stretch: float, port: int) -> Iterator[Server]:
+    """A server that is ready."""
     server = subprocess.Popen(
         [sys.executable, "-m", "service.cli", "serve", "--port", str(port)],
         stdout=subprocess.DEVNULL,
@@ -51,7 +73,7 @@ def served(stretch: float, port: int) -> Iterator[str]:
             if server.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError("the service did not start")
             time.sleep(0.1)
-        yield url
+        yield Server(url, psutil.Process(server.pid))
     finally:
         server.terminate()
         server.wait(60)
@@ -77,52 +99,57 @@ async def _in_turn(client: httpx.AsyncClient) -> None:
         await _ask(client, seed)
 
 
-async def measured(urls: dict[float, str], repeats: int) -> dict[float, dict[str, list[float]]]:
-    """Seconds of the first burst, of later ones, and of the requests one after another, for each server."""
-    seconds: dict[float, dict[str, list[float]]] = {s: {"first": [], "together": [], "in turn": []} for s in urls}
+Times = dict[str, list[tuple[float, float]]]
+"""Way → seconds by the clock and of the server's processor, each time."""
+
+
+async def measured(servers: Mapping[float, Server], repeats: int) -> dict[float, Times]:
+    """What the first burst, later ones, and the requests one after another took each server."""
+    times: dict[float, Times] = {stretch: {"first": [], "together": [], "in turn": []} for stretch in servers}
     ways = {"in turn": _in_turn, "together": _together}
-    clients = {s: httpx.AsyncClient(base_url=url, timeout=300) for s, url in urls.items()}
     for repeat in range(repeats + 1):
-        for s, client in clients.items():
-            for name, way in ways.items() if repeat else [("first", _together)]:
-                start = time.perf_counter()
-                await way(client)
-                seconds[s][name].append(time.perf_counter() - start)
-    for client in clients.values():
-        await client.aclose()
-    return seconds
+        for stretch, server in servers.items():
+            async with httpx.AsyncClient(base_url=server.url, timeout=300) as client:
+                for name, way in ways.items() if repeat else [("first", _together)]:
+                    start, used = time.perf_counter(), server.processor_s
+                    await way(client)
+                    times[stretch][name].append((time.perf_counter() - start, server.processor_s - used))
+    return times
+
+
+def numbers_of(times: Times) -> dict[str, float]:
+    """What is told of one server."""
+    seconds = {name: [clock for clock, _ in series] for name, series in times.items()}
+    processor = {name: [used for _, used in series] for name, series in times.items()}
+    gains = [one / many for one, many in zip(seconds["in turn"], seconds["together"], strict=True)]
+    costs = [one / many for one, many in zip(processor["in turn"], processor["together"], strict=True)]
+    middle = medians(seconds)
+    return {
+        "one after another, seconds": middle["in turn"],
+        "together, seconds": middle["together"],
+        "times as fast": statistics.median(gains),
+        "times as fast, least": min(gains),
+        "times as fast, a server's first": middle["in turn"] / middle["first"],
+        "times the processor time": statistics.median(costs),
+    }
 
 
 def limit() -> float:
     """How many times as fast raw forwards of all rows at once are as those of one request."""
-    model = Catalog.builtin().get("shapes")
-    gains = [
-        raw(model, ROWS * COUNT * STEPS // 4, ROWS) / raw(model, ROWS * COUNT * STEPS, ROWS * COUNT) * 4
-        for _ in range(3)
-    ]
-    return statistics.median(gains)
+    model, rows = Catalog.builtin().get("shapes"), ROWS * COUNT
+    return statistics.median(raw(model, 2 * rows, ROWS) / raw(model, 2 * rows, rows) for _ in range(3))
 
 
 def main() -> None:
     """Measure, print, write."""
     given = arguments("burst", __doc__)
-    with served(STRETCHES[0], PORT) as first, served(STRETCHES[1], PORT + 1) as second:
-        seconds = asyncio.run(measured(dict(zip(STRETCHES, (first, second), strict=True)), given.repeats))
-    numbers: dict[str, dict[str, float]] = {}
-    for stretch, times in seconds.items():
-        gains = [one / many for one, many in zip(times["in turn"], times["together"], strict=True)]
-        in_turn = statistics.median(times["in turn"])
-        numbers[f"stretch {stretch:g}"] = {
-            "one after another, seconds": in_turn,
-            "together, seconds": statistics.median(times["together"]),
-            "times as fast": statistics.median(gains),
-            "times as fast, least": min(gains),
-            "times as fast, a server's first": in_turn / times["first"][0],
-        }
+    with served(STRETCHES[0], PORT) as bounded, served(STRETCHES[1], PORT + 1) as free:
+        times = asyncio.run(measured(dict(zip(STRETCHES, (bounded, free), strict=True)), given.repeats))
+    numbers = {f"stretch {stretch:g}": numbers_of(each) for stretch, each in times.items()}
     best = alone(limit)
     names = list(numbers)
     rows = [[key, *(f"{numbers[name][key]:.2f}" for name in names)] for key in numbers[names[0]]]
-    text = f"{table(['', *names], rows)}\n\nraw forwards are {best:.2f} times as fast"
+    text = f"{table(['', *names], rows)}\n\nraw forwards: {best:.2f} times as fast"
     report(f"A burst of {COUNT} equals, medians of {given.repeats}", text, {**numbers, "limit": best}, given.out)
 
 

@@ -58,7 +58,7 @@ class Limits:
         running_rows: Rows that may run at once. A job larger than that runs alone.
         ageing_s: Seconds of waiting that count as one priority.
         stretch: How many times as long as by strict first come, first served, each job alone, a job may be made to wait
-            by those who share the device with it; infinite for no bound.
+            by those who share the device with it and are not its equals that came with it; infinite for no bound.
     """
 
     waiting_jobs: int = 256
