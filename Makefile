@@ -39,6 +39,7 @@ bench: setup
 	$(BIN)/python -m benchmarks.sampler
 	$(BIN)/python -m benchmarks.engine
 	$(BIN)/python -m benchmarks.crowd
+	$(BIN)/python -m benchmarks.burst
 	$(BIN)/python -m benchmarks.crowded
 	$(BIN)/python -m benchmarks.speed
 	$(BIN)/python -m benchmarks.memory

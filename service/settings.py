@@ -142,8 +142,8 @@ class Settings(BaseSettings):
         float,
         Field(
             ge=1,
-            description="How many times as long as by strict first come, first served sharing may make a job wait; "
-            "inf for no bound.",
+            description="How many times as long as by strict first come, first served sharing may make a job wait, "
+            "except for equals that came with it; inf for no bound.",
         ),
     ] = 2.0
     artifacts: Annotated[

@@ -9,13 +9,38 @@ where t is when it came and F is when strict first come, first served would have
 device with its own rows; and the running set grows only while all in it can still be in time. Under light load that
 keeps batches small and answers quick. Under heavy load F lies far ahead, and batches grow as large as they may.
 
+Among equals that come together nobody is first. n equal jobs of length c share the device for n · c ÷ (what sharing
+gains) and are all done then; that is long before n · c, when first come, first served is done with the last of them,
+but may be late for the first, whose F is c. Which of them is the first is chance; so to one another, and to nobody
+else, they are due when the last of them would be:
+
+    due to its equals = F + m · c + c ÷ 2,
+
+where c is its length and m how many equals came together with it, but after it. Two jobs
+
+    are equal       if they ask the same models at the same sample shapes with the same priority, and the longer one is
+                    at most 5 ÷ 4 as long as the shorter one;
+    came together   if the later one came before half the length of the shorter one had passed.
+
+A length is what all steps of a job take alone, as foreseen. The last term, c ÷ 2, is by how much the last may be later.
+Of another caller no more equals count than the job's own caller has among them: callers are served in turn, so that
+more could not have run before it.
+
+So a job is done by the later of its two due times, and the second needs equals. For the sake of any other job, be it
+longer, shorter, of other models or later, the batch that it is in never grows beyond the first. No job can pass for
+another's equal by what it says of itself, since it is its foreseen length that counts; an equal counts for as long as
+the job that it delays; and many jobs of one caller delay the single job of another as one of them would.
+
 Time is counted in steps as they were foreseen: on a machine that is slower for a while, first come, first served would
-be slower too. What a step takes is learned from the steps taken; before anything is known, nothing is due.
+be slower too. What a step takes is learned from the steps taken; before anything is known of a model, its jobs are not
+due, and they are counted as soon as it is.
 """
 
 import math
 from bisect import bisect
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Final, Protocol, TypeVar
 
 Part = tuple[str, tuple[int, ...]]
@@ -42,6 +67,9 @@ _DEARER: Final = 1.25
 # for longer, and costs are known to a tenth or so. On simulated devices whose steps vary by a tenth, jobs then wait 1.8
 # times as long as first come, first served at worst where 2 is asked for.
 _AIM: Final = 0.8
+# Equals come together within so much of their length, and the longer is at most so many times as long as the shorter.
+_TOGETHER: Final = 0.5
+_EQUAL: Final = 1.25
 
 
 class _Curve:
@@ -177,8 +205,47 @@ class Paced(Protocol):
         """0 to 9; higher runs earlier."""
         ...
 
+    @property
+    def caller(self) -> str:
+        """Who asked."""
+        ...
+
 
 P = TypeVar("P", bound=Paced)
+
+
+@dataclass(eq=False, slots=True)
+class _Arrival:
+    """A job as it came; without the job itself, since its equals remember it when it is done.
+
+    Attributes:
+        parts: Network rows of each of its steps.
+        priority: 0 to 9.
+        caller: Who asked.
+        came: When.
+        steps: How many it had to take.
+        served: F, when strict first come, first served would be done with it; infinite while costs are unknown.
+        earlier: Its equals that came together with it, but before it; also those that are done.
+        later: Those that came after it.
+    """
+
+    parts: Parts
+    priority: int
+    caller: str
+    came: float
+    steps: int
+    served: float = math.inf
+    earlier: "set[_Arrival]" = field(default_factory=set)
+    later: "set[_Arrival]" = field(default_factory=set)
+
+    @property
+    def overtaken(self) -> int:
+        """How many equals that came after it could run before it if callers were served in turn."""
+        if not self.later:
+            return 0
+        before, after = (Counter(other.caller for other in group) for group in (self.earlier, self.later))
+        own = 1 + before[self.caller] + after[self.caller]
+        return sum(max(0, min(before[caller] + count, own) - before[caller]) for caller, count in after.items())
 
 
 class Pace:
@@ -194,39 +261,79 @@ class Pace:
         self._now = 0.0
         # When first come, first served would be done with all that came so far.
         self._alone_until = 0.0
+        # Those that wait or run, in order of arrival; and of them those of whose models nothing is known yet.
+        self._arrivals: dict[Paced, _Arrival] = {}
+        self._unknown: list[_Arrival] = []
 
-    def due(self, job: Paced, *, first: bool) -> float:
-        """When a job that comes now is due; infinite while costs are unknown.
+    def came(self, job: Paced, *, first: bool) -> None:
+        """A job comes now.
 
         Args:
-            job: To be asked for once, in order of arrival.
+            job: To be told in order of arrival.
             first: Whether nobody else is there.
         """
-        step = self._costs.seconds(job.parts)
-        if step is None:
-            return math.inf
-        self._alone_until = (self._now if first else max(self._alone_until, self._now)) + step * job.left
-        return self._now + _AIM * self._stretch * (self._alone_until - self._now)
+        if first:
+            self._alone_until = self._now
+        arrival = _Arrival(job.parts, job.priority, job.caller, self._now, job.left)
+        self._arrivals[job] = arrival
+        if not self._place(arrival):
+            self._unknown.append(arrival)
 
-    def give_back(self, job: Paced) -> None:
+    def gone(self, job: Paced) -> None:
         """A job goes before it is done: those who come after it no longer have it before them."""
         left = (self._costs.seconds(job.parts) or 0.0) * job.left
         self._alone_until = max(self._now, self._alone_until - left)
+        arrival = self._arrivals[job]
+        for other in arrival.earlier | arrival.later:
+            other.earlier.discard(arrival)
+            other.later.discard(arrival)
+        self.done(job)
 
-    def may_join(self, job: Paced, running: Sequence[tuple[Paced, float]]) -> bool:
+    def done(self, job: Paced) -> None:
+        """A job neither waits nor runs any more."""
+        arrival = self._arrivals.pop(job, None)
+        if arrival is None:
+            return
+        if arrival in self._unknown:
+            self._unknown.remove(arrival)
+        # Or each would keep those before it, and those theirs, without end.
+        arrival.earlier.clear()
+        arrival.later.clear()
+
+    def due(self, job: Paced) -> float:
+        """When a job that waits or runs is due to those who are not its equals; infinite while costs are unknown."""
+        arrival = self._arrivals[job]
+        return arrival.came + _AIM * self._stretch * (arrival.served - arrival.came)
+
+    def due_to_equals(self, job: Paced) -> float:
+        """When it is due to its equals that came together with it; never before it is due to others."""
+        arrival = self._arrivals[job]
+        if not (arrival.earlier or arrival.later):
+            return self.due(job)
+        length = self._length(arrival) or 0.0
+        return max(self.due(job), arrival.served + (arrival.overtaken + _TOGETHER) * length)
+
+    def may_join(self, job: Paced, running: Sequence[Paced]) -> bool:
         """Whether all who run can still be in time if a job joins them.
 
         Those whom it outranks do not hold it up. Who is late already is granted steps that take ``stretch`` times its
         own, so that a wrong estimate cannot keep the device from everybody else.
 
         Args:
-            job: Who would join.
-            running: The jobs that run, each with its due time.
+            job: Who would join; it came, as those who run did.
+            running: The jobs that run.
         """
-        held = {other: due for other, due in running if other.priority >= job.priority and due < math.inf}
+        arrival = self._arrivals[job]
+        if self._stretch == math.inf:
+            return True
+        held = {
+            other: self.due_to_equals(other) if its in arrival.earlier or its in arrival.later else self.due(other)
+            for other, its in ((other, self._arrivals[other]) for other in running)
+            if other.priority >= job.priority and its.served < math.inf
+        }
         if not held:
             return True
-        groups = connected([job, *(other for other, _ in running)])
+        groups = connected([job, *running])
         for _, group in groups:
             together = self._costs.seconds(joined(group))
             if together is None:
@@ -242,6 +349,36 @@ class Pace:
         parts = joined(jobs)
         self._costs.learn(parts, seconds)
         self._now += self._costs.seconds(parts) or 0.0
+        if self._unknown:
+            self._unknown = [arrival for arrival in self._unknown if not self._place(arrival)]
+
+    def _place(self, arrival: _Arrival) -> bool:
+        """Put a job behind all that came before it, and among its equals; False while its costs are unknown."""
+        length = self._length(arrival)
+        if length is None:
+            return False
+        self._alone_until = arrival.served = max(self._alone_until, arrival.came) + length
+        for other in reversed(self._arrivals.values()):
+            if arrival.came - other.came > _TOGETHER * length:
+                break  # all others came earlier still
+            if other is not arrival and other.came <= arrival.came and self._equal(other, arrival):
+                arrival.earlier.add(other)
+                other.later.add(arrival)
+        return True
+
+    def _equal(self, earlier: _Arrival, later: _Arrival) -> bool:
+        """Whether two jobs are equal and came together."""
+        if earlier.served == math.inf or earlier.priority != later.priority:
+            return False
+        if earlier.parts.keys() != later.parts.keys():
+            return False
+        shorter, longer = sorted((self._length(earlier) or 0.0, self._length(later) or 0.0))
+        return longer <= _EQUAL * shorter and later.came - earlier.came <= _TOGETHER * shorter
+
+    def _length(self, arrival: _Arrival) -> float | None:
+        """What all steps that a job had to take when it came would take alone; None while unknown."""
+        step = self._costs.seconds(arrival.parts)
+        return None if step is None else step * arrival.steps
 
     def _granted(self, job: Paced, due: float, margin: float) -> float:
         """How long each of a job's steps may take."""

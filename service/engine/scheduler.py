@@ -58,7 +58,7 @@ class Limits:
         running_rows: Rows that may run at once. A job larger than that runs alone.
         ageing_s: Seconds of waiting that count as one priority.
         stretch: How many times as long as by strict first come, first served, each job alone, a job may be made to wait
-            by those who share the device with it; infinite for no bound.
+            by those who share the device with it and are not its equals that came with it; infinite for no bound.
     """
 
     waiting_jobs: int = 256
@@ -90,8 +90,6 @@ class Scheduler(Generic[J]):
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._pace = Pace(limits.stretch)
-        # Job → when it is due, of those that wait or run.
-        self._due: dict[J, float] = {}
         # (priority, caller) → its jobs, first come first. Empty queues are removed.
         self._waiting: dict[tuple[int, str], deque[J]] = {}
         self._running: list[J] = []
@@ -131,7 +129,7 @@ class Scheduler(Generic[J]):
         """
         if bounded:
             self._refuse_excess(job, caller_jobs)
-        self._due[job] = self._pace.due(job, first=not (self.waiting or self._running))
+        self._pace.came(job, first=not (self.waiting or self._running))
         self._waiting.setdefault((job.priority, job.caller), deque()).append(job)
 
     def _refuse_excess(self, job: J, caller_jobs: int | None) -> None:
@@ -176,7 +174,7 @@ class Scheduler(Generic[J]):
             job = min(heads, key=lambda head: rank(head, self._served, now, self._limits.ageing_s))
             if self._running and used + job.rows > self._limits.running_rows:
                 break
-            if not self._pace.may_join(job, [(other, self._due[other]) for other in self._running]):
+            if not self._pace.may_join(job, self._running):
                 break
             self._take(job)
             self._admissions += 1
@@ -230,7 +228,7 @@ class Scheduler(Generic[J]):
 
     def _remove(self, jobs: Sequence[J]) -> None:
         for job in jobs:
-            self._pace.give_back(job)
+            self._pace.gone(job)
         gone = set(jobs)
         kept = {key: deque(job for job in queue if job not in gone) for key, queue in self._waiting.items()}
         self._waiting = {key: queue for key, queue in kept.items() if queue}
@@ -238,7 +236,7 @@ class Scheduler(Generic[J]):
 
     def _forget(self, jobs: Iterable[J]) -> None:
         for job in jobs:
-            self._due.pop(job, None)
+            self._pace.done(job)
 
     def _take(self, head: J) -> None:
         """Remove the head of a queue, and the queue when that empties it."""

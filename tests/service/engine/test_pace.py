@@ -1,5 +1,6 @@
 """The pace, on a device whose every step is known: no clock, no network."""
 
+import gc
 import itertools
 import math
 import random
@@ -7,7 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from service.engine.pace import Pace, StepCosts, connected, joined
+from service.engine.pace import Pace, StepCosts, _Arrival, connected, joined
 from service.engine.scheduler import Limits, Scheduler
 
 SHAPE = (4, 8, 8)
@@ -58,15 +59,22 @@ def a_crowd(rng, count, gap=50.0):
     ]
 
 
-def served(crowd, limits, speed=lambda now: 1.0):
-    """When each job is done, and the number of steps, on a device that takes one joint step after another; sets of jobs
-    with no model in common take turns by time, as the engine has it.
-    """
-    made, now, coming, ends, steps = Scheduler(limits), 0.0, list(crowd), {}, 0
-    had = {"small": 0.0, "large": 0.0}
+def learned(made):
+    """A scheduler or a pace that has seen steps of two sizes of both models."""
     for rows in ({"small": 2}, {"large": 2}, {"small": 20}, {"large": 20}):
         for _ in range(3):
             made.took([Work(rows, 1)], step_seconds(at_shape(rows)))
+    return made
+
+
+def served(crowd, limits, speed=lambda now: 1.0, *, fresh=False):
+    """When each job is done, and the number of steps, on a device that takes one joint step after another; sets of jobs
+    with no model in common take turns by time, as the engine has it. A fresh one has seen no step before.
+    """
+    made, now, coming, ends, steps = Scheduler(limits), 0.0, list(crowd), {}, 0
+    had = {"small": 0.0, "large": 0.0}
+    if not fresh:
+        learned(made)
     while len(ends) < len(crowd):
         while coming and coming[0].submitted <= now:
             made.submit(coming.pop(0))
@@ -143,11 +151,11 @@ def test_a_job_that_outranks_those_who_run_is_not_held_up_by_them():
     pace = Pace(2.0)
     for rows in (2, 20, 200):
         pace.took([Work({"small": rows}, 1)], step_seconds(at_shape({"small": rows})))
-    running, large = Work({"small": 2}, 10), Work({"small": 100}, 10)
-    pair = [(running, pace.due(running, first=True))]
-    assert not pace.may_join(large, pair)
-    large.priority = 6
-    assert pace.may_join(large, pair)
+    running, large, urgent = Work({"small": 2}, 10), Work({"small": 100}, 10), Work({"small": 100}, 10, priority=6)
+    for work in (running, large, urgent):
+        pace.came(work, first=work is running)
+    assert not pace.may_join(large, [running])
+    assert pace.may_join(urgent, [running])
 
 
 def test_before_anything_is_known_nothing_is_due():
@@ -239,12 +247,12 @@ def test_models_with_nothing_in_common_may_both_run_though_one_has_dearer_steps(
     for _ in range(3):
         for rows in ({"small": 2}, {"large": 2}):
             pace.took([Work(rows, 1)], step_seconds(at_shape(rows)))
-    small, large = Work({"small": 2}, 50), Work({"large": 2}, 50)
-    assert pace.may_join(large, [(small, pace.due(small, first=True))])
-    third = Work({"third": 2}, 50)
-    pace.took([third], 1.0)
-    both = [(small, pace.due(small, first=True)), (large, pace.due(large, first=False))]
-    assert not pace.may_join(third, both)
+    pace.took([Work({"third": 2}, 1)], 1.0)
+    small, large, third = (Work({model: 2}, 50) for model in ("small", "large", "third"))
+    for work in (small, large, third):
+        pace.came(work, first=work is small)
+    assert pace.may_join(large, [small])
+    assert not pace.may_join(third, [small, large])
 
 
 def test_jobs_that_go_before_they_are_done_no_longer_stand_before_others():
@@ -261,4 +269,159 @@ def test_jobs_that_go_before_they_are_done_no_longer_stand_before_others():
     after = Work({"small": 2}, 10)
     made.submit(after)
     now = 3.0  # three steps of one second
-    assert made._due[after] - now == pytest.approx(2 * (made._due[first] - now))
+    assert made._pace.due(after) - now == pytest.approx(2 * (made._pace.due(first) - now))
+
+
+THREE = step_seconds(at_shape({"small": 3}))
+
+
+def equals(count, apart=0.0, steps=25, **given):
+    """Equal jobs that come one after the other, ``apart`` seconds from one to the next."""
+    return [Work({"small": 3}, steps, place * apart, **given) for place in range(count)]
+
+
+@pytest.mark.parametrize("fresh", [False, True], ids=["learned", "fresh"])
+@pytest.mark.parametrize("spread", [0.0, 0.02, 0.1, 0.3])
+def test_equals_that_come_together_run_together(fresh, spread):
+    """Spread over so much of their length, sixteen take hardly longer than without a bound, learned or not."""
+    length = 25 * THREE
+    ends, _ = served(equals(16, spread * length / 15), Limits(**LIMITS), fresh=fresh)
+    free, _ = served(equals(16, spread * length / 15), Limits(**LIMITS, stretch=math.inf), fresh=fresh)
+    assert max(ends.values()) <= 1.03 * max(free.values())
+    assert max(ends.values()) < 16 * length / 3
+
+
+def test_equals_that_come_later_are_no_more_to_a_job_than_others():
+    """Past half of its length it stands by its first due time."""
+    alone, *others = crowd = equals(17)
+    for work in others:
+        work.submitted = 0.6 * 25 * THREE
+    ends, _ = served(crowd, Limits(**LIMITS))
+    assert ends[alone] < 2 * 25 * THREE
+
+
+@pytest.mark.parametrize(
+    "longer", [Work({"small": 3}, 40), Work({"small": 12}, 25), Work({"small": 3, "large": 1}, 25)]
+)
+def test_a_short_job_is_no_equal_of_long_ones_that_come_with_it(longer):
+    """Sixteen jobs that are longer by a third and more, in steps, in rows, or by a model, come at the same moment."""
+    short = Work({"small": 3}, 25)
+    ends, _ = served([short, *(Work(longer.by_model, longer.left) for _ in range(16))], Limits(**LIMITS))
+    assert ends[short] < 2 * 25 * THREE
+
+
+def test_the_room_that_equals_make_is_no_room_for_others():
+    """Equals run together; a long job that came with them joins none of them before the due time of the first."""
+    pace = learned(Pace(2.0))
+    works, long = equals(8), Work({"small": 5}, 60)
+    for work in (*works, long):
+        pace.came(work, first=work is works[0])
+    for place in range(1, 8):
+        assert pace.may_join(works[place], works[:place])
+    assert not pace.may_join(long, works)
+
+
+def test_many_jobs_of_one_caller_delay_the_single_job_of_another_as_one_would():
+    single, *many = crowd = equals(33)
+    for work in many:
+        work.caller = "many"
+    ends, _ = served(crowd, Limits(**LIMITS))
+    assert ends[single] < 2.5 * 25 * THREE
+    own, _ = served(equals(33), Limits(**LIMITS))
+    assert min(own.values()) > 3.5 * 25 * THREE
+
+
+def test_equals_of_many_callers_run_together_as_those_of_one():
+    crowd = equals(16)
+    for place, work in enumerate(crowd):
+        work.caller = str(place)
+    _, steps = served(crowd, Limits(**LIMITS))
+    assert steps == 25
+
+
+def test_equals_differ_in_no_more_than_their_length_by_a_quarter():
+    """How much later than F a job is due to those who came with it: one equal more is one length more."""
+
+    def room(*others, first=None):
+        pace = learned(Pace(1.0))
+        job = first or Work({"small": 3}, 20)
+        for work in (job, *others):
+            pace.came(work, first=work is job)
+        step = pace._costs.seconds(job.parts)
+        return (pace.due_to_equals(job) - pace._now) / (step * job.left)
+
+    none = room()
+    assert none < 1
+    assert room(Work({"small": 3}, 20)) == pytest.approx(2.5)
+    assert room(Work({"small": 3}, 25), Work({"small": 3}, 16)) == pytest.approx(3.5)
+    for other in (
+        Work({"small": 3}, 26),
+        Work({"small": 3}, 15),
+        Work({"large": 3}, 20),
+        Work({"small": 3}, 20, priority=4),
+        Work({"small": 3}, 20, priority=6),
+    ):
+        assert room(other) == none
+
+
+def test_equals_that_were_cancelled_count_no_more():
+    pace = learned(Pace(1.0))
+    job, gone, stays = works = equals(3)
+    for work in works:
+        pace.came(work, first=work is job)
+    before = pace.due_to_equals(job)
+    pace.gone(gone)
+    length = pace._costs.seconds(job.parts) * job.left
+    assert before - pace.due_to_equals(job) == pytest.approx(length)
+    pace.done(stays)  # whoever is done took its time
+    assert before - pace.due_to_equals(job) == pytest.approx(length)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_bursts_of_equals_in_a_crowd_make_nobody_wait_beyond_what_the_bound_says(seed):
+    """Each is done within twice what first come, first served takes, or when that is done with its last equal."""
+    rng = random.Random(seed)
+    crowd = []
+    for at in itertools.accumulate(rng.expovariate(1 / 400) for _ in range(30)):
+        rows = {m: rng.randint(1, 5) for m in rng.choice((["small"], ["small"], ["small", "large"], ["large"]))}
+        steps, count = rng.randint(5, 60), rng.choice((1, 1, 1, 4, 8))
+        crowd += [Work(rows, steps, at) for _ in range(count)]
+    lefts = [work.left for work in crowd]
+    ends, _ = served(crowd, Limits(**LIMITS))
+    free, strict = 0.0, {}
+    for work, left in zip(crowd, lefts, strict=True):
+        strict[work] = free = max(free, work.submitted) + left * step_seconds(work.parts)
+    early = 0
+    for work, left in zip(crowd, lefts, strict=True):
+        length = left * step_seconds(work.parts)
+        # Of independent jobs some are equal by chance; here those count too that are nearly so.
+        last = sum(
+            other.parts.keys() == work.parts.keys()
+            and strict[other] > strict[work]
+            and other.submitted - work.submitted < 0.6 * length
+            and 0.7 < its * step_seconds(other.parts) / length < 1.4
+            for other, its in zip(crowd, lefts, strict=True)
+        )
+        by_equals = strict[work] - work.submitted + (last + 0.5) * length if last else 0.0
+        waited = ends[work] - work.submitted
+        assert waited < 1.1 * max(2 * (strict[work] - work.submitted), by_equals)
+        early += waited < strict[work] - work.submitted
+    assert early > len(crowd) / 2
+
+
+def test_an_endless_stream_of_equals_leaves_nothing_behind():
+    """Each came together with the next, and so with all there ever were."""
+    pace = learned(Pace(2.0))
+    running = []
+    for _ in range(300):
+        work = Work({"small": 3}, 10)
+        pace.came(work, first=not running)
+        running.append(work)
+        pace.took(running, step_seconds(joined(running)))
+        for other in running:
+            other.left -= 1
+        if len(running) > 4:
+            pace.done(running.pop(0))
+    del work, other
+    gc.collect()
+    assert sum(type(thing) is _Arrival for thing in gc.get_objects()) < 20
