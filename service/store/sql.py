@@ -10,6 +10,7 @@ import contextlib
 import json
 import logging
 import os
+import sqlite3
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -602,12 +603,29 @@ async def _entries(connection: AsyncConnection, query: sa.Executable) -> list[En
     return [Entry(from_plain(row), row["fence"], row["worker"], row["expires"]) for row in rows]
 
 
+class _RollingBack(sqlite3.Connection):
+    """A connection that gives its locks back as it is closed.
+
+    A call that is given up leaves its cursor in the traceback of what ended it. SQLite keeps a connection with such a
+    cursor open behind the scenes, its transaction and lock with it, until Python's collector comes by.
+    """
+
+    def close(self) -> None:
+        """Roll back what is open, then close."""
+        with contextlib.suppress(sqlite3.Error):
+            self.rollback()
+        super().close()
+
+
 def _engine(url: str) -> AsyncEngine:
     parsed = sa.make_url(url)
     if parsed.get_backend_name() == "postgresql":
         parsed = parsed.set(drivername="postgresql+asyncpg")
         return create_async_engine(parsed, pool_pre_ping=True, hide_parameters=True)
-    engine = create_async_engine(parsed.set(drivername="sqlite+aiosqlite"), hide_parameters=True)
+    arguments = {"factory": _RollingBack}
+    engine = create_async_engine(
+        parsed.set(drivername="sqlite+aiosqlite"), hide_parameters=True, connect_args=arguments
+    )
 
     @event.listens_for(engine.sync_engine, "connect")
     def _connected(connection: Any, _: object) -> None:
