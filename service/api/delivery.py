@@ -14,7 +14,7 @@ from sse_starlette import EventSourceResponse
 from starlette.exceptions import HTTPException
 
 from pipelines.errors import InvalidInputError
-from service.api.accept import EVENT_STREAM, JSON, asynchronous, joined, preferred
+from service.api.accept import EVENT_STREAM, JSON, Lines, asynchronous, joined, preferred
 from service.api.addresses import job_headers
 from service.api.answers import answer, drawn, events, job_info
 from service.api.claims import IdempotencyKey, idempotency
@@ -50,14 +50,12 @@ class Wishes:
 
 def wishes(
     accept: Annotated[
-        list[str] | None,
+        Lines,
         Header(
             description="application/json, text/event-stream, or, for a picture, image/png, image/jpeg or image/webp."
         ),
     ] = None,
-    prefer: Annotated[
-        list[str] | None, Header(description="respond-async for 202 at once and the job's Location.")
-    ] = None,
+    prefer: Annotated[Lines, Header(description="respond-async for 202 at once and the job's Location.")] = None,
     idempotency_key: IdempotencyKey = None,
 ) -> Wishes:
     """Read the headers."""
