@@ -31,8 +31,7 @@ from service.reloading import load_all
 from service.services import Services
 from service.settings import Settings
 from service.store.artifacts import open_artifacts
-from service.store.keys import open_keys
-from service.store.opening import open_store
+from service.store.opening import open_stores
 from service.store.port import Rules
 from service.store.retention import Retention
 from service.tracing import Tracing, provider_from_environment, wanted
@@ -84,7 +83,7 @@ def create_app(
         engine = build_engine(settings, catalog, tracing)
     registry = Registry(settings.hold_s, settings.hold_bytes)
     keeper = Keeper(engine, registry, rhythm_of(settings))
-    keyring = Keyring(lambda: open_keys(settings.database_url))
+    keyring = Keyring()
     callbacks = Callbacks(
         settings.callback_hosts,
         settings.callback_secret.get_secret_value(),
@@ -96,13 +95,14 @@ def create_app(
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         make_state(settings)
+        stores = await open_stores(settings.database_url, rules_of(settings))
         try:
-            await keyring.open(settings)
+            await keyring.open(stores.keys, settings)
         except BaseException:
-            await keyring.close()
+            await stores.close()
             raise
-        store = await open_store(settings.database_url, rules_of(settings))
-        await keeper.start(store, open_artifacts(settings.artifacts_url), services)
+        services.quotas.open(stores.usage)
+        await keeper.start(stores.jobs, open_artifacts(settings.artifacts_url), services)
         engine.start()
         background = [asyncio.create_task(each(services)) for each in (_load, _forget, _sweep)]
         yield
@@ -111,7 +111,7 @@ def create_app(
         await asyncio.to_thread(engine.stop, settings.grace_s)
         await keeper.stop()
         await callbacks.close()
-        await keyring.close()
+        await stores.close()
         if tracing is not None:
             await asyncio.to_thread(tracing.close)
 

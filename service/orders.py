@@ -76,7 +76,6 @@ async def take(order: Order, services: Services, caller: Caller) -> Job:
         InvalidInputError: What is asked for has no meaning, or is more than this service does for one request.
         IncompatibleModelsError: The models cannot be composed.
         ModelLoadError: A model cannot be loaded.
-        QuotaError: The caller has used what it may for now.
     """
     # Taken once: a reload may put another in its place while the models are being loaded.
     expression, settings, catalog = order.written.expression, services.settings, services.catalog
@@ -91,7 +90,6 @@ async def take(order: Order, services: Services, caller: Caller) -> Job:
             retrace = source is not None and source.retrace
             plan = make_plan(expression, params, cards, on_canvas=source is not None, retrace=retrace)
             check_bounds(plan, order.ask, settings)
-        services.quotas.check_pixel_steps(caller, pixel_steps(plan))
         ask = replace(order.ask, caller_jobs=caller.allowance.concurrent_jobs)
         return Job(plan, ask, source, catalog)
 
@@ -120,6 +118,7 @@ async def accept(
     Raises:
         QueueFullError: There is no place, or the caller has as many jobs as it may.
         IdempotencyError: The key stands for another request.
+        QuotaError: The caller has used what it may for now.
         StoreUnavailableError: The job cannot be kept now.
         DiskFullError: There is no space to keep it.
         PipelineError: See :func:`take`.
@@ -131,16 +130,27 @@ async def accept(
     job = await take(order, services, caller)
     keep = keep or idempotency is not None
     record = Record(job, replace(rendering or Rendering(), origin=origin, label=caller.label), keep)
-    if keep:
-        accepted = await services.keeper.accept(record, idempotency)
-        if accepted is not record:
-            return accepted
-    else:
-        services.engine.enqueue(job)
-        services.registry.add(record)
-    services.quotas.count_pixel_steps(caller, pixel_steps(job.plan))
+    cost = pixel_steps(job.plan)
+    spent = await services.quotas.spend(caller, cost)
+    try:
+        accepted = await _queue(record, services, idempotency)
+    except BaseException:
+        await services.quotas.give_back(caller, cost, spent)
+        raise
+    if accepted is not record:
+        await services.quotas.give_back(caller, cost, spent)
+        return accepted
     _say(job, services.settings)
     arrived(record)
+    return record
+
+
+async def _queue(record: Record, services: Services, idempotency: Idempotency | None) -> Record:
+    """Queue a new job; the one that its key stands for already where another process was faster."""
+    if record.kept:
+        return await services.keeper.accept(record, idempotency)
+    services.engine.enqueue(record.job)
+    services.registry.add(record)
     return record
 
 

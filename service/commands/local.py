@@ -26,8 +26,7 @@ from service.registry import Record, Registry
 from service.rendering import Rendering
 from service.schemas.requests import Asking, DensityRequest, SuperposeRequest
 from service.services import Services
-from service.settings import MEMORY, Settings
-from service.store.keys import open_keys
+from service.settings import Settings
 
 _KINDS: Final[Mapping[str, type[Asking]]] = {"/v1/superpose": SuperposeRequest, "/v1/density": DensityRequest}
 # What bounds strangers' requests does not bound those of whoever owns the machine.
@@ -55,7 +54,7 @@ class LocalSession:
             engine,
             registry,
             Keeper(engine, registry),
-            Keyring(lambda: open_keys(MEMORY)),
+            Keyring(),
             Callbacks((), "", private=False, metrics=engine.metrics),
         )
         self._runner = asyncio.Runner()

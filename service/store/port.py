@@ -88,6 +88,35 @@ class Rules:
     ageing_s: float = 30.0
 
 
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What a caller has used of its day.
+
+    Attributes:
+        used: How much.
+        began: When the day began, in Unix seconds: with the first use, or now where nothing was used.
+    """
+
+    used: int
+    began: float
+
+
+class Usage(Protocol):
+    """What callers have used today; a caller's day begins with its first use."""
+
+    async def spent(self, caller: str, now: float) -> Spent:
+        """What a caller has used."""
+        ...
+
+    async def spend(self, caller: str, amount: int, quota: int, now: float) -> Spent | None:
+        """Use something; None, and nothing is used, where it would be more than the quota in a day."""
+        ...
+
+    async def give_back(self, caller: str, amount: int, began: float) -> None:
+        """Undo a use of the day that began then."""
+        ...
+
+
 class Bell(Protocol):
     """Tells that something changed: a job came, was freed, was asked to be cancelled, or ended.
 

@@ -10,6 +10,10 @@ from sqlalchemy import BigInteger, Boolean, Column, Double, Index, Integer, Meta
 from sqlalchemy.dialects import postgresql
 
 METADATA: Final = MetaData()
+VERSIONS: Final = ("0001", "0002", "0003")
+"""The steps of the migrations, in their order; a test compares them with the files."""
+VERSION: Final = VERSIONS[-1]
+"""The step that a database of this version has."""
 
 # Sorted by code points, so that every database and Python agree on the order.
 _NAME: Final[Text] = Text().with_variant(postgresql.TEXT(collation="C"), "postgresql")
@@ -90,4 +94,13 @@ KEYS: Final = Table(
     Column("last_used", Double),
     Column("revoked", Double),
     _index("keys_in_use", "name", where="revoked IS NULL", unique=True),
+)
+
+# What a caller has used of its day, in pixel-steps; the day began with the first.
+USAGE: Final = Table(
+    "usage",
+    METADATA,
+    Column("caller", _NAME, primary_key=True),
+    Column("began", Double, nullable=False),
+    Column("used", BigInteger, nullable=False),
 )

@@ -9,17 +9,21 @@ import signal
 import subprocess
 import sys
 import traceback
+from pathlib import Path
 from typing import Final
 
 import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 
-from service.store.opening import open_store
+import service.store
+from service.store import database
+from service.store.opening import open_store, open_stores
 from service.store.port import DiskFullError, StoreError, StoreUnavailableError
 from service.store.records import Filters, JobState, Wants
-from service.store.schema import JOBS, METADATA
+from service.store.schema import JOBS, METADATA, VERSIONS
 from service.store.sql import open_sql_store
 from tests.postgres import FAST
 from tests.service.store.made import ALL, DONE, added, claimed, held, job
@@ -247,11 +251,29 @@ def test_processes_that_open_a_new_store_at_once_all_succeed(sql_url):
         assert process.returncode == 0, told.decode()
 
 
-async def test_opening_again_changes_nothing(sql, sql_url):
+def test_the_versions_are_the_steps_of_the_migrations():
+    scripts = ScriptDirectory(str(Path(service.store.__file__).parent / "migrations"))
+    assert [step.revision for step in scripts.walk_revisions()][::-1] == list(VERSIONS)
+
+
+async def test_opening_again_changes_nothing_and_takes_no_step(sql, sql_url, monkeypatch):
     (job_id,) = await added(sql, job())
+    monkeypatch.setattr("service.store.database.migrate", None)
     again = await open_store(sql_url)
     assert (await again.get(job_id)).id == job_id
     await again.close()
+
+
+async def test_all_that_is_kept_shares_one_opening(sql_url, monkeypatch):
+    opened, engine_of = [], database._engine
+    monkeypatch.setattr(database, "_engine", lambda url: opened.append(engine_of(url)) or opened[-1])
+    stores = await open_stores(sql_url)
+    await added(stores.jobs, job())
+    assert await stores.keys.all() == []
+    assert (await stores.usage.spent("ann", 0.0)).used == 0
+    assert len(opened) == 1
+    await stores.close()
+    await stores.close()
 
 
 async def test_a_store_of_a_newer_version_is_refused(sql, sql_url):
@@ -340,7 +362,7 @@ async def test_calls_that_are_given_up_leave_the_store_in_order(sql):
 
 
 async def test_a_call_that_is_given_up_while_another_writes_holds_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr("service.store.sql._BUSY_S", 2.0)  # SQLite's own waiting cannot be interrupted
+    monkeypatch.setattr("service.store.database._BUSY_S", 2.0)  # SQLite's own waiting cannot be interrupted
     url = f"sqlite:///{tmp_path}/jobs.db"
     store, other = await open_sql_store(url), await open_sql_store(url)
     async with other._writing.begin():
@@ -375,7 +397,7 @@ async def test_a_full_disk_is_told_as_such(sql):
 
 
 async def test_a_busy_sqlite_store_is_told_as_such(tmp_path, monkeypatch):
-    monkeypatch.setattr("service.store.sql._BUSY_S", 0.02)
+    monkeypatch.setattr("service.store.database._BUSY_S", 0.02)
     url = f"sqlite:///{tmp_path}/jobs.db"
     store, other = await open_sql_store(url), await open_sql_store(url)
     async with other._writing.begin():
