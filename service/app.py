@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator
+from functools import partial
 from importlib.metadata import version
 from typing import Final
 
@@ -14,6 +15,7 @@ from pipelines.catalog import Catalog
 from service import faults
 from service.access import Access
 from service.api import admin, density, health, jobs, models, openai, problem, superpose, trajectory
+from service.api.delivery import message_of
 from service.api.gate import Gate
 from service.api.methods import Methods, allowed
 from service.api.published import publish
@@ -103,14 +105,15 @@ def create_app(
             raise
         services.quotas.open(stores.usage)
         await keeper.start(stores.jobs, open_artifacts(settings.artifacts_url), services)
+        callbacks.start(stores.jobs, partial(message_of, keeper=keeper))
         engine.start()
         background = [asyncio.create_task(each(services)) for each in (_load, _forget, _sweep)]
         yield
         for task in background:
             task.cancel()
         await asyncio.to_thread(engine.stop, settings.grace_s)
-        await keeper.stop()
         await callbacks.close()
+        await keeper.stop()
         await stores.close()
         if tracing is not None:
             await asyncio.to_thread(tracing.close)
@@ -126,6 +129,7 @@ def create_app(
     app.state.services = services
     dialects = {openai.PREFIX: openai.DIALECT, **sdapi.DIALECTS}
     render = faults.by_path(problem.DIALECT, dialects)
+    app.state.render = render
     faults.install(app, render, lambda request: allowed(request.app, request.scope))
     _surround(app, services, render, tracing)
     for router in (

@@ -102,7 +102,7 @@ async def accept(
     *,
     keep: bool = False,
     idempotency: Idempotency | None = None,
-    arrived: Callable[[Record], None] = lambda _: None,
+    callback_url: str | None = None,
 ) -> Record:
     """Take an order in and queue its job, to be asked for by its id; or find the job that its key stands for.
 
@@ -113,7 +113,7 @@ async def accept(
         rendering: How its pictures are wanted; of the picture that it began from nothing is said there.
         keep: Whether the job outlives this process; one with a key does.
         idempotency: The client's key, if it sent one.
-        arrived: Called with the job if it is a new one.
+        callback_url: Where the end of a job that is kept is told, if anywhere; see :mod:`service.callbacks`.
 
     Raises:
         QueueFullError: There is no place, or the caller has as many jobs as it may.
@@ -133,7 +133,7 @@ async def accept(
     cost = pixel_steps(job.plan)
     spent = await services.quotas.spend(caller, cost)
     try:
-        accepted = await _queue(record, services, idempotency)
+        accepted = await _queue(record, services, idempotency, callback_url)
     except BaseException:
         await services.quotas.give_back(caller, cost, spent)
         raise
@@ -141,14 +141,18 @@ async def accept(
         await services.quotas.give_back(caller, cost, spent)
         return accepted
     _say(job, services.settings)
-    arrived(record)
     return record
 
 
-async def _queue(record: Record, services: Services, idempotency: Idempotency | None) -> Record:
+async def _queue(
+    record: Record, services: Services, idempotency: Idempotency | None, callback_url: str | None
+) -> Record:
     """Queue a new job; the one that its key stands for already where another process was faster."""
     if record.kept:
-        return await services.keeper.accept(record, idempotency)
+        accepted = await services.keeper.accept(record, idempotency, callback_url)
+        if callback_url is not None:
+            services.callbacks.look_after(accepted.job.result)
+        return accepted
     services.engine.enqueue(record.job)
     services.registry.add(record)
     return record

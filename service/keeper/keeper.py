@@ -174,12 +174,15 @@ class Keeper:
             raise EngineStoppedError("the service is shutting down")
         return self._open
 
-    async def accept(self, record: Record, idempotency: Idempotency | None = None) -> Record:
+    async def accept(
+        self, record: Record, idempotency: Idempotency | None = None, callback_url: str | None = None
+    ) -> Record:
         """Take a job in for good: it is in the store when this returns. A key that stands for it already finds it.
 
         Args:
             record: The job, not yet queued.
             idempotency: The client's key, if it sent one.
+            callback_url: Where its end is told, if anywhere; that is owed from now on.
 
         Raises:
             IdempotencyError: The key stands for another request.
@@ -200,7 +203,8 @@ class Keeper:
             artifacts = {}
             if job.source is not None:
                 artifacts[SOURCE] = await self._artifacts.put(await asyncio.to_thread(write_source, job.source))
-            lease = await self._store.add(stored_of(record, idempotency, artifacts), self._worker)
+            stored = stored_of(record, idempotency, artifacts, callback_url)
+            lease = await self._store.add(stored, self._worker)
         except KeyTakenError as error:
             del self._kept[job.id]
             return await self._standing_for(error.winner, idempotency)
@@ -471,6 +475,7 @@ class Keeper:
     async def _undo(self, lease: Lease) -> None:
         """The store has a job for which there is no place here: it was never accepted."""
         try:
+            await self._store.note_message(lease.job_id, 0, None)
             await self._store.finish(lease, Ending(JobState.CANCELLED), time.time())
             await self._store.delete([lease.job_id])
         except StoreError as error:
@@ -479,8 +484,13 @@ class Keeper:
 
     async def _disown(self, job_id: str) -> None:
         """Nobody heard that this job was accepted, but the store may have it: it shall not run."""
+
+        async def disown() -> None:
+            await self._store.note_message(job_id, 0, None)
+            await self._store.request_cancel(job_id, time.time())
+
         with contextlib.suppress(UnknownJobError):
-            await self._persisted(lambda: self._store.request_cancel(job_id, time.time()), through_full_disk=True)
+            await self._persisted(disown, through_full_disk=True)
 
     async def _beat(self) -> None:
         """Tell the store which jobs run and how far they are, and keep the leases."""

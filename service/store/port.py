@@ -242,11 +242,24 @@ class Store(Protocol):
         """
         ...
 
-    async def set_callback(self, job_id: str, callback: str | None) -> JobRecord:
-        """Note how far telling the client of the end has come.
+    async def take_messages(self, now: float, held_s: float, limit: int) -> list[JobRecord]:
+        """Jobs that are over and of which a message is due, the longest due first; each counts a try.
 
-        Raises:
-            UnknownJobError: There is none of that id.
+        Args:
+            now: In Unix seconds.
+            held_s: For so long nobody else gets them; longer than it takes to send one and to note that.
+            limit: At most so many.
+        """
+        ...
+
+    async def note_message(self, job_id: str, tries: int, due: float | None, outcome: str | None = None) -> None:
+        """Note how a try went. Nothing happens where another one began since, or where the job is not there any more.
+
+        Args:
+            job_id: The job.
+            tries: The number of the try, as the record had it.
+            due: When it goes out next; None for never again.
+            outcome: How it ended, if it did.
         """
         ...
 

@@ -10,7 +10,7 @@ from sqlalchemy import BigInteger, Boolean, Column, Double, Index, Integer, Meta
 from sqlalchemy.dialects import postgresql
 
 METADATA: Final = MetaData()
-VERSIONS: Final = ("0001", "0002", "0003")
+VERSIONS: Final = ("0001", "0002", "0003", "0004")
 """The steps of the migrations, in their order; a test compares them with the files."""
 VERSION: Final = VERSIONS[-1]
 """The step that a database of this version has."""
@@ -57,7 +57,10 @@ JOBS: Final = Table(
     Column("checkpoint_step", Integer),
     Column("cancel_requested", Boolean, nullable=False),
     Column("label", Text),
-    Column("callback", Text),
+    Column("message_url", Text),
+    Column("message_tries", Integer, nullable=False, server_default="0"),
+    Column("message_due", Double),
+    Column("message_outcome", Text),
     Column("fence", BigInteger, nullable=False),
     Column("worker", Text),
     Column("expires", Double),
@@ -69,6 +72,7 @@ JOBS: Final = Table(
     _index("jobs_newest", "created", "id"),
     _index("jobs_newest_of_caller", "caller", "created", "id"),
     _index("jobs_ended", "ended", "id", where="ended IS NOT NULL"),
+    _index("jobs_owed", "message_due", where="message_due IS NOT NULL AND ended IS NOT NULL"),
     _index("jobs_idempotency", "caller", "idempotency_key", where=_KEY_STANDS, unique=True),
 )
 

@@ -207,11 +207,23 @@ class SqlStore:
         await self.wake()
         return after.record
 
-    async def set_callback(self, job_id: str, callback: str | None) -> JobRecord:
-        """Note how far telling the client of the end has come."""
+    async def take_messages(self, now: float, held_s: float, limit: int) -> list[JobRecord]:
+        """Jobs that are over and of which a message is due."""
+        due = owed_query(now).limit(limit)
+        async with self._read() as connection:  # mostly there is none, and nobody need wait for a write
+            if (await connection.execute(due.with_only_columns(JOBS.c.id).limit(1))).first() is None:
+                return []
         async with self._write() as connection:
-            entry = await self._known(connection, job_id)
-            return (await self._put(connection, entry, moves.noted(entry, callback))).record
+            found = await _entries(connection, due.with_for_update(skip_locked=True))
+            taken = [await self._put(connection, entry, moves.sending(entry, now, held_s)) for entry in found]
+        return [entry.record for entry in taken]
+
+    async def note_message(self, job_id: str, tries: int, due: float | None, outcome: str | None = None) -> None:
+        """Note how a try went."""
+        async with self._write() as connection:
+            entry = await self._entry(connection, job_id)
+            if entry is not None:
+                await self._put(connection, entry, moves.noted(entry, tries, due, outcome))
 
     async def reap(self, now: float) -> list[JobRecord]:
         """Free the jobs of expired leases, and end what nobody may work on any more."""
@@ -496,6 +508,12 @@ def reap_queries(now: float) -> tuple[sa.Select[Any], ...]:
     expired = sa.select(JOBS).where(JOBS.c.worker.is_not(None), JOBS.c.expires <= now)
     late = sa.select(JOBS).where(_WAITING, JOBS.c.deadline <= now)
     return tuple(query.limit(_REAPED_AT_ONCE).with_for_update(skip_locked=True) for query in (expired, late))
+
+
+def owed_query(now: float) -> sa.Select[Any]:
+    """Jobs that are over and of which a message is due, the longest due first."""
+    due = sa.and_(JOBS.c.message_due.is_not(None), JOBS.c.message_due <= now, JOBS.c.ended.is_not(None))
+    return sa.select(JOBS).where(due).order_by(JOBS.c.message_due)
 
 
 def expired_query(before: float) -> sa.Select[Any]:

@@ -98,6 +98,7 @@ async def finish_many(store):
         "cancel_requested": "false",
         "fence": "2",
         "deadline": "n + 100",
+        "message_tries": "0",
     }
     del columns["rows"]
     async with store._writing.begin() as connection:
@@ -162,6 +163,7 @@ async def assert_quick(store, statement, parameters):
         ("page of a caller", lambda store, lease: store.page(Filters(caller="ann"))),
         ("waiting jobs of a caller", lambda store, lease: store.page(Filters(caller="ann", state=JobState.QUEUED))),
         ("page", lambda store, lease: store.page()),
+        ("messages", lambda store, lease: store.take_messages(1e9, 30.0, 8)),
         ("expired", lambda store, lease: store.expired(50.0)),
         ("delete", lambda store, lease: store.delete([f"old-{i}" for i in range(1, 9)])),
     ],
@@ -348,7 +350,7 @@ async def test_many_claims_at_once_take_each_job_once_and_leave_none(sql, sql_ur
 async def test_calls_that_are_given_up_leave_the_store_in_order(sql):
     """A client that leaves cancels what is done for it, at any moment."""
     rng = random.Random(0)
-    given_up = []  # with what their frames hold
+    given_up, others = [], asyncio.all_tasks()
     async with asyncio.timeout(10):  # SQLite's timeout: a lock that is kept lasts as long
         for i in range(60):
             call = sql.add(job(f"{i}", created=float(i))) if i % 2 else sql.claim("w1", Wants(), float(i))
@@ -359,6 +361,9 @@ async def test_calls_that_are_given_up_leave_the_store_in_order(sql):
     await asyncio.wait_for(claimed(sql, now=1e6), 5)
     await asyncio.wait_for(held(sql, now=1e6), 5)
     assert any(task.cancelled() for task in given_up)
+    # Their connections are closed in tasks of their own, which the end of the test would cut off.
+    if closing := asyncio.all_tasks() - others - set(given_up):
+        await asyncio.wait(closing, timeout=5)
 
 
 async def test_a_call_that_is_given_up_while_another_writes_holds_nothing(tmp_path, monkeypatch):
