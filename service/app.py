@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator
+from functools import partial
 from importlib.metadata import version
 from typing import Final
 
@@ -14,6 +15,7 @@ from pipelines.catalog import Catalog
 from service import faults
 from service.access import Access
 from service.api import admin, density, health, jobs, models, openai, problem, superpose, trajectory, workers
+from service.api.delivery import message_of
 from service.api.gate import Gate
 from service.api.methods import Methods, allowed
 from service.api.published import publish
@@ -34,8 +36,7 @@ from service.registry import Registry
 from service.services import Services
 from service.settings import Settings
 from service.store.artifacts import open_artifacts
-from service.store.keys import open_keys
-from service.store.opening import open_store
+from service.store.opening import open_stores
 from service.store.retention import Retention
 from service.tracing import Tracing, provider_from_environment, wanted
 from service.web import page
@@ -82,61 +83,19 @@ def create_app(
     catalog = catalog or read_catalog(settings)
     if tracing is None and wanted():
         tracing = Tracing(provider_from_environment())
-    registry = Registry(settings.hold_s, settings.hold_bytes)
-    rhythm, metrics = rhythm_of(settings), Metrics()
-    backend: Backend
-    if settings.workers is None:
-        engine = engine or build_engine(settings, catalog, tracing)
-        loaded, worker, metrics = Models(catalog, preload=settings.preload), Worker(engine, rhythm), engine.metrics
-        backend = Embedded(engine, loaded, registry, worker.id)
-        keeper = Keeper(registry, worker, rhythm=rhythm)
-    else:
-        loaded = Models(catalog, preload=False)
-        count = count_of(settings.workers)
-        pool = Pool(loaded, registry, metrics.registry, Crew(settings, count) if count else None)
-        backend, keeper = pool, Keeper(registry, None, Places(limits_of(settings), pool.rate), rhythm)
-    keyring = Keyring(lambda: open_keys(settings.database_url))
-    callbacks = Callbacks(
-        settings.callback_hosts,
-        settings.callback_secret.get_secret_value(),
-        private=settings.callback_private,
-        metrics=metrics,
-    )
-    services = Services(settings, loaded, backend, registry, keeper, keyring, callbacks)
-
-    @contextlib.asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        make_state(settings)
-        try:
-            await keyring.open(settings)
-        except BaseException:
-            await keyring.close()
-            raise
-        store = await open_store(settings.database_url, rules_of(settings), shared=settings.workers is not None)
-        await keeper.start(store, open_artifacts(settings.artifacts_url), loaded)
-        await backend.start(keeper)
-        background = [asyncio.create_task(each) for each in (loaded.prepare(), _forget(services), _sweep(services))]
-        yield
-        for task in background:
-            task.cancel()
-        await backend.stop(settings.grace_s)
-        await keeper.stop()
-        await callbacks.close()
-        await keyring.close()
-        if tracing is not None:
-            await asyncio.to_thread(tracing.close)
-
+    services = _build(settings, catalog, engine, tracing)
     app = FastAPI(
         title="superdiff-serve",
         version=version("superdiff-serve"),
         description=_DESCRIPTION,
-        lifespan=lifespan,
+        lifespan=lambda _: _life(services, tracing),
         docs_url=None,  # the page's, without foreign hosts
         redoc_url=None,
     )
     app.state.services = services
     dialects = {openai.PREFIX: openai.DIALECT, **sdapi.DIALECTS}
     render = faults.by_path(problem.DIALECT, dialects)
+    app.state.render = render
     faults.install(app, render, lambda request: allowed(request.app, request.scope))
     _surround(app, services, render, tracing)
     for router in (
@@ -155,6 +114,55 @@ def create_app(
     page.mount(app)
     publish(app, problem.DIALECT, dialects)
     return app
+
+
+def _build(settings: Settings, catalog: Catalog, engine: Engine | None, tracing: Tracing | None) -> Services:
+    """The application's parts; jobs are computed in this process, or in others where there are to be workers."""
+    registry = Registry(settings.hold_s, settings.hold_bytes)
+    rhythm, metrics = rhythm_of(settings), Metrics()
+    backend: Backend
+    if settings.workers is None:
+        engine = engine or build_engine(settings, catalog, tracing)
+        models, worker, metrics = Models(catalog, preload=settings.preload), Worker(engine, rhythm), engine.metrics
+        backend, keeper = Embedded(engine, models, registry, worker.id), Keeper(registry, worker, rhythm=rhythm)
+    else:
+        models, count = Models(catalog, preload=False), count_of(settings.workers)
+        pool = Pool(models, registry, metrics.registry, Crew(settings, count) if count else None)
+        backend, keeper = pool, Keeper(registry, None, Places(limits_of(settings), pool.rate), rhythm)
+    callbacks = Callbacks(
+        settings.callback_hosts,
+        settings.callback_secret.get_secret_value(),
+        private=settings.callback_private,
+        metrics=metrics,
+    )
+    return Services(settings, models, backend, registry, keeper, Keyring(), callbacks)
+
+
+@contextlib.asynccontextmanager
+async def _life(services: Services, tracing: Tracing | None) -> AsyncIterator[None]:
+    """Open what outlives the process, compute, and close again."""
+    settings, keeper, backend, models = services.settings, services.keeper, services.backend, services.models
+    make_state(settings)
+    stores = await open_stores(settings.database_url, rules_of(settings), shared=settings.workers is not None)
+    try:
+        await services.keyring.open(stores.keys, settings)
+    except BaseException:
+        await stores.close()
+        raise
+    services.quotas.open(stores.usage)
+    await keeper.start(stores.jobs, open_artifacts(settings.artifacts_url), models)
+    services.callbacks.start(stores.jobs, partial(message_of, keeper=keeper))
+    await backend.start(keeper)
+    background = [asyncio.create_task(each) for each in (models.prepare(), _forget(services), _sweep(services))]
+    yield
+    for task in background:
+        task.cancel()
+    await backend.stop(settings.grace_s)
+    await services.callbacks.close()
+    await keeper.stop()
+    await stores.close()
+    if tracing is not None:
+        await asyncio.to_thread(tracing.close)
 
 
 def _surround(app: FastAPI, services: Services, render: faults.Renderer, tracing: Tracing | None) -> None:

@@ -1,27 +1,34 @@
 """Callbacks: a client that need not ask again and again is told when its job is over.
 
+What is owed stands with the job in the store, from the moment it is accepted. A sender takes what is due, which counts
+a try and keeps other processes from it for a while, and notes how it went; one that stops in between leaves it to the
+next. So a message goes out at least once: again after a try that failed or was not noted, at most a few times, and
+always with the same id, by which a receiver knows it when it comes twice.
+
 A message is signed as Standard Webhooks (standardwebhooks.com) has it: `webhook-signature` is `v1,` and the base64 of
-HMAC-SHA256 over `ID.TIMESTAMP.BODY`. It goes out again with growing pauses until it is taken, and keeps its id, so that
-a receiver knows it when it comes twice.
+HMAC-SHA256 over `ID.TIMESTAMP.BODY`.
 """
 
 import asyncio
 import base64
+import contextlib
 import hashlib
 import hmac
 import logging
 import random
 import time
 from collections.abc import Awaitable, Callable, Collection
-from typing import Final
+from concurrent.futures import Future
+from typing import Any, Final
 
 import httpx
 
 from pipelines.errors import InvalidInputError
 from service.engine.metrics import Metrics
 from service.outbound import NoAnswerError, PrivateAddressError, Resolve, post, resolved
-from service.quotas import QuotaError
 from service.settings import SECRET_PREFIX
+from service.store.port import Store, StoreError, UnknownJobError
+from service.store.records import JobRecord, Message
 
 _LOG: Final = logging.getLogger(__name__)
 _TIMEOUT_S: Final = 10.0
@@ -30,10 +37,16 @@ _TRIES: Final = 6
 _FIRST_PAUSE_S: Final = 2.0
 _GROWTH: Final = 4
 _AT_ONCE: Final = 8
-_MOST: Final = 4096
+_HELD_S: Final = 30.0
+"""How long a try keeps others from a message: longer than one takes."""
+_LOOK_EVERY_S: Final = 5.0
+"""How often the store is asked for what is due, besides when a job of this process ends."""
 _GONE: Final = 410
 _LONGEST: Final = 2048
 _FIELD: Final = ("callback_url",)
+
+Told = Callable[[JobRecord], Awaitable[bytes]]
+"""What is said of a job that is over."""
 
 
 def signature(secret: str, message_id: str, timestamp: int, body: bytes) -> str:
@@ -51,14 +64,14 @@ def signature(secret: str, message_id: str, timestamp: int, body: bytes) -> str:
 
 
 class Callbacks:
-    """Sends messages when jobs are over. For one event loop; what is not sent when it closes is lost.
+    """Sends what is owed of jobs that are over. For one event loop.
 
     Args:
         hosts: Where messages may go: NAME, or NAME:PORT where it is not the scheme's own; none for nowhere.
         secret: Signs them.
         private: Whether addresses of private networks are let through, and plain HTTP.
         metrics: Where it counts.
-        pause: Waits so many seconds.
+        clock: Unix time in seconds.
         resolve: How names are resolved.
     """
 
@@ -69,21 +82,21 @@ class Callbacks:
         *,
         private: bool,
         metrics: Metrics,
-        pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        clock: Callable[[], float] = time.time,
         resolve: Resolve = resolved,
     ) -> None:
         self._hosts = {host.lower() for host in hosts}
         self._secret, self._private, self._metrics = secret, private, metrics
-        self._pause, self._resolve = pause, resolve
-        self._turn = asyncio.Semaphore(_AT_ONCE)
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._clock, self._resolve = clock, resolve
+        self._stirred = asyncio.Event()
+        self._tries: set[asyncio.Task[None]] = set()
+        self._loop: asyncio.Task[None] | None = None
 
     def checked(self, text: str) -> httpx.URL:
         """The address of a callback.
 
         Raises:
             InvalidInputError: It may not be called, or is no address.
-            QuotaError: Too many callbacks are on their way.
         """
         if not self._hosts:
             raise InvalidInputError("callback_url: this service calls nobody back", field=_FIELD)
@@ -98,64 +111,102 @@ class Callbacks:
         named = url.host.lower() if url.port is None else f"{url.host.lower()}:{url.port}"
         if named not in self._hosts:
             raise InvalidInputError(f"callback_url: this service may not call {named}", field=_FIELD)
-        if len(self._tasks) >= _MOST:
-            raise QuotaError(f"{_MOST} callbacks are on their way already; no more may be now", _TIMEOUT_S)
         return url
 
-    def send_when(self, over: Awaitable[None], message_id: str, url: httpx.URL, told: Callable[[], bytes]) -> None:
-        """Send a message once something is over.
+    def start(self, store: Store, told: Told) -> None:
+        """Begin to send, where messages may go anywhere.
 
         Args:
-            over: What.
-            message_id: Unlike any other.
-            url: Where to; see :meth:`checked`.
-            told: The message, asked for when it is over.
+            store: Has the jobs and what is owed of them.
+            told: The message of a job.
         """
-        task = asyncio.create_task(self._send_when(over, message_id, url, told))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._store, self._told = store, told
+        if self._hosts:
+            self._loop = asyncio.create_task(self._run())
+
+    def look_after(self, over: "Future[Any]") -> None:
+        """Look for what is due as soon as something is over."""
+        loop = asyncio.get_running_loop()
+
+        def stir(_: object) -> None:
+            with contextlib.suppress(RuntimeError):  # the service has ended
+                loop.call_soon_threadsafe(self._stirred.set)
+
+        over.add_done_callback(stir)
 
     async def close(self) -> None:
-        """Give up what is not sent yet."""
-        if self._tasks:
-            _LOG.warning("%d callbacks are not sent: the service ends", len(self._tasks))
-        for task in self._tasks:
+        """Stop; what is not sent yet stays in the store."""
+        tasks = [*self._tries] if self._loop is None else [self._loop, *self._tries]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _send_when(
-        self, over: Awaitable[None], message_id: str, url: httpx.URL, told: Callable[[], bytes]
-    ) -> None:
-        await over
-        try:
-            outcome = await self._delivered(message_id, url, told())
-        except Exception:
-            _LOG.exception("callback %s failed", message_id)
-            outcome = "failed"
-        self._metrics.callbacks.labels(outcome).inc()
-
-    async def _delivered(self, message_id: str, url: httpx.URL, body: bytes) -> str:
-        """Try until the message is taken; how it ended."""
-        why = ""
-        for attempt in range(_TRIES):
-            if attempt:
-                await self._pause(_FIRST_PAUSE_S * _GROWTH ** (attempt - 1) * random.uniform(1, 1.2))
+    async def _run(self) -> None:
+        while True:
+            self._stirred.clear()
             try:
-                async with self._turn:
-                    status = await self._posted(message_id, url, body)
-            except PrivateAddressError as error:
-                _LOG.warning("callback %s is not sent: %s", message_id, error)
-                return "refused"
-            except NoAnswerError as error:
-                why = str(error)
-                continue
-            if httpx.codes.is_success(status):
-                return "delivered"
-            why = f"the receiver answered {status}"
-            if status == _GONE:
-                break
-        _LOG.warning("callback %s to %s is given up: %s", message_id, url.host, why)
-        return "failed"
+                await self._begin()
+            except StoreError as error:
+                _LOG.warning("what is owed cannot be read: %s", error)
+            except Exception:
+                _LOG.exception("callbacks cannot be sent")
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stirred.wait(), _LOOK_EVERY_S)
+
+    async def _begin(self) -> None:
+        """Begin to send what is due, a few at once; whoever is done looks for more."""
+        free = _AT_ONCE - len(self._tries)
+        if free <= 0:
+            return
+        for record in await self._store.take_messages(self._clock(), _HELD_S, free):
+            if record.message is not None:
+                task = asyncio.create_task(self._send(record, record.message))
+                self._tries.add(task)
+                task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tries.discard(task)
+        self._stirred.set()
+
+    async def _send(self, record: JobRecord, message: Message) -> None:
+        """Try once, and note how it went."""
+        try:
+            outcome, why = await self._tried(record, message)
+        except UnknownJobError:
+            return  # deleted meanwhile
+        except Exception as error:
+            _LOG.exception("callback of job %s failed", record.id)
+            outcome, why = None, type(error).__name__
+        if outcome is None and message.tries >= _TRIES:
+            outcome = "failed"
+        due = None
+        if outcome is None:
+            pause = _FIRST_PAUSE_S * _GROWTH ** (message.tries - 1) * random.uniform(1, 1.2)
+            due = self._clock() + pause
+            asyncio.get_running_loop().call_later(pause, self._stirred.set)
+        elif outcome != "delivered":
+            _LOG.warning("callback of job %s is given up: %s", record.id, why)
+        try:
+            await self._store.note_message(record.id, message.tries, due, outcome)
+        except StoreError as error:
+            _LOG.warning("the callback of job %s may go out again: %s", record.id, error)
+        if outcome is not None:
+            self._metrics.callbacks.labels(outcome).inc()
+
+    async def _tried(self, record: JobRecord, message: Message) -> tuple[str | None, str]:
+        """The outcome, None where another try may have a better one; and why it is not delivered."""
+        if message.tries > _TRIES:
+            return "failed", "whoever sent it stopped meanwhile, each time"
+        try:
+            url = self.checked(message.url)
+            status = await self._posted(f"job_{record.id}", url, await self._told(record))
+        except (InvalidInputError, PrivateAddressError) as error:
+            return "refused", str(error)
+        except NoAnswerError as error:
+            return None, str(error)
+        if httpx.codes.is_success(status):
+            return "delivered", ""
+        return "failed" if status == _GONE else None, f"{url.host} answered {status}"
 
     async def _posted(self, message_id: str, url: httpx.URL, body: bytes) -> int:
         now = int(time.time())

@@ -2,6 +2,9 @@
 
 uvicorn waits without end for headers and bodies that have begun to come, and for clients that take nothing of their
 answer. This protocol gives each a time. Clients that wait, for an event or an answer, are not its matter.
+
+What is refused before the application hears of it is told as the application tells faults: where the request can be
+read, in its path's dialect; where it cannot, by a problem document.
 """
 
 import asyncio
@@ -12,10 +15,15 @@ from http import HTTPStatus
 from typing import Any, Final
 
 import h11
+from starlette.requests import Request
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
+from service.api.problem import MEDIA_TYPE, problem
+from service.api.problem import render as native
+from service.faults import Fault, Renderer
 from service.settings import Settings
 
 # Timers are no more exact.
@@ -31,25 +39,34 @@ class Patience:
         body_s: Seconds for a body, from the end of the headers.
         body_bytes_per_s: How many bytes of a body give it a second more.
         send_s: Seconds in which a client must take something of an answer that waits for it.
+        connections: How many may be open, and how many requests may run; further requests are refused.
     """
 
     header_s: float
     body_s: float
     body_bytes_per_s: float
     send_s: float
+    connections: int
 
 
-def server_options(settings: Settings) -> dict[str, Any]:
-    """What uvicorn is told of the settings' bounds."""
+def server_options(settings: Settings, render: Renderer = native) -> dict[str, Any]:
+    """What uvicorn is told of the settings' bounds.
+
+    Args:
+        settings: Has them.
+        render: How faults are told on a path.
+    """
     patience = Patience(
-        settings.header_timeout_s, settings.body_timeout_s, settings.body_bytes_per_s, settings.send_timeout_s
+        settings.header_timeout_s,
+        settings.body_timeout_s,
+        settings.body_bytes_per_s,
+        settings.send_timeout_s,
+        settings.max_connections,
     )
     return {
-        "http": functools.partial(PatientProtocol, patience=patience),
+        "http": functools.partial(PatientProtocol, patience=patience, render=render),
         "h11_max_incomplete_event_size": settings.max_header_bytes,
         "timeout_keep_alive": settings.keep_alive_s,
-        # uvicorn refuses the one that reaches the limit.
-        "limit_concurrency": settings.max_connections + 1,
     }
 
 
@@ -64,13 +81,30 @@ class PatientProtocol(H11Protocol):
         _loop: asyncio.AbstractEventLoop | None = None,
         *,
         patience: Patience,
+        render: Renderer,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
-        self._patience = patience
+        self._patience, self._render = patience, render
         self._awaited: Any = None
         self._received = 0
         self._deadline: asyncio.TimerHandle | None = None
         self._stalled: asyncio.TimerHandle | None = None
+
+    @property
+    def app(self) -> ASGIApp:
+        """What answers the request that came just now: the application, if there is room."""
+        allowed = self._patience.connections
+        return self._crowded if len(self.connections) > allowed or len(self.tasks) > allowed else self._app
+
+    @app.setter
+    def app(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def _crowded(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Refuse a request beyond those that may run."""
+        detail = f"{self._patience.connections} connections or requests are open already (max_connections)"
+        fault = Fault(HTTPStatus.SERVICE_UNAVAILABLE, detail, headers={"Retry-After": "1", "Connection": "close"})
+        await self._render(Request(scope), fault)(scope, receive, send)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Wait for the first request."""
@@ -115,7 +149,7 @@ class PatientProtocol(H11Protocol):
             allowed = self.config.h11_max_incomplete_event_size
             self._refuse(too_long, f"the request line and headers are larger than {allowed} bytes (max_header_bytes)")
         else:
-            super().send_400_response(msg)
+            self._refuse(HTTPStatus.BAD_REQUEST, "this is no valid HTTP request")
 
     def _await(self, awaited: Any) -> None:
         """Wait for headers (IDLE), for a body (SEND_BODY) or for neither; what is awaited already has its time."""
@@ -170,9 +204,11 @@ class PatientProtocol(H11Protocol):
         if self.conn.our_state not in {h11.IDLE, h11.SEND_RESPONSE}:
             self.transport.abort()
             return
-        text = reason.encode()
+        # What cannot be read names no path.
+        path = "/" if cycle is None or cycle.response_complete else cycle.scope["path"]
+        text = problem(Fault(status, reason), path).model_dump_json(exclude_none=True).encode()
         headers = [
-            (b"content-type", b"text/plain; charset=utf-8"),
+            (b"content-type", MEDIA_TYPE.encode()),
             (b"content-length", str(len(text)).encode()),
             (b"connection", b"close"),
         ]

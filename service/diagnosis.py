@@ -3,6 +3,7 @@
 A check is a function from :class:`Subject` to findings, and a name in :data:`CHECKS`.
 """
 
+import asyncio
 import os
 import platform
 import shutil
@@ -17,8 +18,10 @@ from pipelines.catalog import Catalog
 from pipelines.entry import Entry, cannot_be_source
 from pipelines.errors import CatalogError, PipelineError
 from service.settings import Settings
+from service.store.port import StoreError
 
 _LEAST_FREE: Final = 1 << 30  # bytes of disk, below which downloads and logs soon fail
+_DATABASE_S: Final = 10.0  # after which a database that does not answer is given up
 # Variables of the prefix that are no settings of the service: of the command line, and of the test suite.
 _OTHER_VARIABLES: Final = ("SUPERDIFF_KEY", "SUPERDIFF_URL", "SUPERDIFF_REQUIRE_")
 _PREFIX: Final = "SUPERDIFF_"
@@ -179,6 +182,38 @@ def _disk(subject: Subject) -> Iterator[Finding]:
         yield Finding(about, f"{folder}, {_gib(free)} free", problem)
 
 
+def _database(subject: Subject) -> Iterator[Finding]:
+    from service.store.inspection import inspect
+    from service.store.keys import is_database
+    from service.store.schema import VERSION
+
+    url, about = subject.settings.database_url, "database"
+    shown = without_password(url)
+    try:
+        if not is_database(url):
+            yield Finding(about, f"{shown} jobs and keys end with the process")
+            return
+        found = asyncio.run(asyncio.wait_for(inspect(url), _DATABASE_S))
+    except TimeoutError:
+        yield Finding(about, shown, f"it does not answer within {_DATABASE_S:g} s; check SUPERDIFF_DATABASE")
+        return
+    except StoreError as error:
+        yield Finding(about, shown, f"{error}; the service does not start with it")
+        return
+    if found is None:
+        yield Finding(about, f"{shown}, not there yet: it is made when the service starts")
+    elif found.version is None:
+        yield Finding(about, f"{shown}, without tables yet: they are made when the service starts")
+    elif not found.known:
+        detail = "a newer version of this program has written it, and this one does not start with it; run that one"
+        yield Finding(about, f"{shown}, version {found.version}", detail)
+    else:
+        behind = "" if found.version == VERSION else f", brought to {VERSION} at the next start; back it up before"
+        yield Finding(about, f"{shown}, version {found.version}{behind}")
+        counts = ", ".join(f"{count} {state}" for state, count in found.jobs.items())
+        yield Finding("jobs", counts or "none")
+
+
 def _settings(subject: Subject) -> Iterator[Finding]:
     for name, field in Settings.model_fields.items():
         value = getattr(subject.settings, name)
@@ -197,6 +232,7 @@ CHECKS: Final[Mapping[str, Check]] = {
     "memory": _memory,
     "catalogue": _catalogue,
     "disk": _disk,
+    "database": _database,
     "settings that are not default": _settings,
 }
 

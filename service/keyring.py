@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Final
 
 from service.callers import Caller, KeyStore, UnauthorizedError, is_loopback, of_address, of_key, verified
@@ -21,12 +21,11 @@ class Keyring:
     """Turns what a request brings into its caller. For one event loop.
 
     Args:
-        opened: Opens the store of the keys.
         clock: Unix time in seconds.
     """
 
-    def __init__(self, opened: Callable[[], Awaitable[KeyStore]], clock: Callable[[], float] = time.time) -> None:
-        self._opened, self._clock = opened, clock
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
         self._store: KeyStore | None = None
         self._asks = True
         # Key → when its use was noted last.
@@ -37,16 +36,20 @@ class Keyring:
         """Whether requests need a key: yes until :meth:`open` has found that they do not."""
         return self._asks
 
-    async def open(self, settings: Settings) -> None:
-        """Open the store, and find out whether keys are asked for.
+    async def open(self, store: KeyStore, settings: Settings) -> None:
+        """Find out whether keys are asked for.
 
         They are, unless ``allow_anyone`` is set, or the address is loopback and there never was a key.
+
+        Args:
+            store: Where the keys are; closed by who opened it.
+            settings: What the operator set.
 
         Raises:
             NoKeysError: They are, and none is usable.
         """
-        self._store = await self._opened()
-        keys = await self._store.all()
+        self._store = store
+        keys = await store.all()
         alone = is_loopback(settings.host)
         self._asks = settings.require_keys or (not settings.allow_anyone and (bool(keys) or not alone))
         if self._asks and not any(key.usable(self._clock()) for key in keys):
@@ -56,11 +59,6 @@ class Keyring:
                 "To answer anyone without a key: superdiff serve --allow-anyone, or SUPERDIFF_ALLOW_ANYONE=true."
             )
             raise NoKeysError(detail)
-
-    async def close(self) -> None:
-        """Give back what the store holds."""
-        if self._store is not None:
-            await self._store.close()
 
     async def caller(self, key: str | None, host: str | None) -> Caller:
         """Who asks.

@@ -76,7 +76,6 @@ async def take(order: Order, services: Services, caller: Caller) -> Job:
         InvalidInputError: What is asked for has no meaning, or is more than this service does for one request.
         IncompatibleModelsError: The models cannot be composed.
         ModelLoadError: A model cannot be loaded.
-        QuotaError: The caller has used what it may for now.
     """
     # Taken once: a reload may put another in its place while the models are being loaded.
     expression, settings, catalog = order.written.expression, services.settings, services.catalog
@@ -90,7 +89,6 @@ async def take(order: Order, services: Services, caller: Caller) -> Job:
             retrace = source is not None and source.retrace
             plan = make_plan(expression, params, cards, on_canvas=source is not None, retrace=retrace)
             check_bounds(plan, order.ask, settings)
-        services.quotas.check_pixel_steps(caller, pixel_steps(plan))
         ask = replace(order.ask, caller_jobs=caller.allowance.concurrent_jobs)
         return Job(plan, ask, source, catalog)
 
@@ -104,7 +102,7 @@ async def accept(
     keep: bool = False,
     idempotency: Idempotency | None = None,
     followed: bool = False,
-    arrived: Callable[[Record], None] = lambda _: None,
+    callback_url: str | None = None,
 ) -> Record:
     """Take an order in and queue its job, to be asked for by its id; or find the job that its key stands for.
 
@@ -116,11 +114,12 @@ async def accept(
         keep: Whether the job outlives this process; one with a key does.
         idempotency: The client's key, if it sent one.
         followed: Whether its client will listen to its events.
-        arrived: Called with the job if it is a new one.
+        callback_url: Where the end of a job that is kept is told, if anywhere; see :mod:`service.callbacks`.
 
     Raises:
         QueueFullError: There is no place, or the caller has as many jobs as it may.
         IdempotencyError: The key stands for another request.
+        QuotaError: The caller has used what it may for now.
         StoreUnavailableError: The job cannot be kept now.
         DiskFullError: There is no space to keep it.
         PipelineError: See :func:`take`.
@@ -132,15 +131,30 @@ async def accept(
     job = await take(order, services, caller)
     keep = keep or idempotency is not None or services.backend.keeps_all
     record = Record(job, replace(rendering or Rendering(), origin=origin, label=caller.label), keep)
-    if keep:
-        accepted = await services.keeper.accept(record, idempotency, followed=followed)
-        if accepted is not record:
-            return accepted
-    else:
-        services.backend.submit(record)
-    services.quotas.count_pixel_steps(caller, pixel_steps(job.plan))
+    cost = pixel_steps(job.plan)
+    spent = await services.quotas.spend(caller, cost)
+    try:
+        accepted = await _queue(record, services, idempotency, callback_url, followed=followed)
+    except BaseException:
+        await services.quotas.give_back(caller, cost, spent)
+        raise
+    if accepted is not record:
+        await services.quotas.give_back(caller, cost, spent)
+        return accepted
     _say(job, services.settings)
-    arrived(record)
+    return record
+
+
+async def _queue(
+    record: Record, services: Services, idempotency: Idempotency | None, callback_url: str | None, *, followed: bool
+) -> Record:
+    """Queue a new job; the one that its key stands for already where another process was faster."""
+    if record.kept:
+        accepted = await services.keeper.accept(record, idempotency, callback_url, followed=followed)
+        if callback_url is not None:
+            services.callbacks.look_after(accepted.job.result)
+        return accepted
+    services.backend.submit(record)
     return record
 
 

@@ -3,14 +3,17 @@
 from collections.abc import Sequence
 from email.message import Message
 from http import HTTPStatus
-from typing import Final
+from typing import Annotated, Final
 
+from pydantic import WithJsonSchema
 from starlette.exceptions import HTTPException
 
 from service.pictures import ImageFormat
 
 JSON: Final = "application/json"
 EVENT_STREAM: Final = "text/event-stream"
+Lines = Annotated[list[str] | None, WithJsonSchema({"type": "string"})]
+"""The lines of a header that is a list: any text is one, an empty one too, and what is not known there is ignored."""
 
 
 def joined(lines: list[str] | None) -> str | None:

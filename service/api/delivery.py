@@ -3,18 +3,16 @@
 import asyncio
 import json
 from dataclasses import dataclass
-from functools import partial
 from http import HTTPStatus
 from typing import Annotated, Final
 
-import httpx
 from fastapi import Depends, Header, Request, Response
 from fastapi.responses import JSONResponse
 from sse_starlette import EventSourceResponse
 from starlette.exceptions import HTTPException
 
 from pipelines.errors import InvalidInputError
-from service.api.accept import EVENT_STREAM, JSON, asynchronous, joined, preferred
+from service.api.accept import EVENT_STREAM, JSON, Lines, asynchronous, joined, preferred
 from service.api.addresses import job_headers
 from service.api.answers import answer, drawn, events, job_info
 from service.api.claims import IdempotencyKey, idempotency
@@ -22,15 +20,18 @@ from service.api.waiting import abandoned, await_outcome, until_left, when_over
 from service.callers import Caller
 from service.engine.job import Outcome
 from service.files import encoded
+from service.keeper.keeper import Keeper
 from service.orders import accept
 from service.pictures import ImageFormat
 from service.registry import Record
 from service.rendering import Rendering
 from service.schemas.requests import Asking, Drawing
 from service.services import Services
+from service.store.records import JobRecord
 
 STATUSES: Final = (400, 401, 403, 404, 406, 409, 413, 415, 422, 429, 500, 503, 504, 507)
 """The faults of a request that makes a job."""
+_TOLD_WITHIN_S: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,14 +51,12 @@ class Wishes:
 
 def wishes(
     accept: Annotated[
-        list[str] | None,
+        Lines,
         Header(
             description="application/json, text/event-stream, or, for a picture, image/png, image/jpeg or image/webp."
         ),
     ] = None,
-    prefer: Annotated[
-        list[str] | None, Header(description="respond-async for 202 at once and the job's Location.")
-    ] = None,
+    prefer: Annotated[Lines, Header(description="respond-async for 202 at once and the job's Location.")] = None,
     idempotency_key: IdempotencyKey = None,
 ) -> Wishes:
     """Read the headers."""
@@ -70,7 +69,7 @@ WishesDep = Annotated[Wishes, Depends(wishes)]
 async def deliver(body: Asking, request: Request, services: Services, caller: Caller, wanted: Wishes) -> Response:
     """Queue a request, or find the job that its key stands for, and answer as the client wishes."""
     form = _form(body, wanted)
-    callback = _callback(body, services, wanted)
+    _check_callback(body, services, wanted)
 
     def asked() -> str:
         return f"{request.url.path} {body.model_dump_json()}"
@@ -78,12 +77,6 @@ async def deliver(body: Asking, request: Request, services: Services, caller: Ca
     order = await asyncio.to_thread(body.order, services.catalog.names, caller.id, services.settings.max_timeout_s)
     rendering = Rendering(body.pictured or ImageFormat.PNG, body.by_url)
     key = idempotency(wanted.key, caller, asked)
-
-    def arrived(record: Record) -> None:
-        if callback is not None:
-            told = partial(_document, record)
-            services.callbacks.send_when(when_over(record.job), f"job_{record.job.id}", callback, told)
-
     record = await accept(
         order,
         services,
@@ -92,7 +85,7 @@ async def deliver(body: Asking, request: Request, services: Services, caller: Ca
         keep=wanted.at_once,
         idempotency=key,
         followed=form == EVENT_STREAM and not wanted.at_once,
-        arrived=arrived,
+        callback_url=body.callback_url,
     )
     headers = job_headers(request, record.job)
     response = await _respond(record, request, services, wanted, form)
@@ -100,18 +93,21 @@ async def deliver(body: Asking, request: Request, services: Services, caller: Ca
     return response
 
 
-def _callback(body: Asking, services: Services, wanted: Wishes) -> httpx.URL | None:
-    """Who is to be told when the job is over."""
+def _check_callback(body: Asking, services: Services, wanted: Wishes) -> None:
+    """Refuse an address that may not be told when the job is over."""
     if body.callback_url is None:
-        return None
+        return
     if not wanted.at_once:
         detail = "callback_url is for asynchronous requests: send Prefer: respond-async"
         raise InvalidInputError(detail, field=("callback_url",))
-    return services.callbacks.checked(body.callback_url)
+    services.callbacks.checked(body.callback_url)
 
 
-def _document(record: Record) -> bytes:
-    """The job's document."""
+async def message_of(stored: JobRecord, keeper: Keeper) -> bytes:
+    """What a callback says of a job that is over: its document, as GET tells it."""
+    record = await keeper.find(stored.id, stored.caller)
+    # Here its end may be told a moment after it was written.
+    await when_over(record.job, _TOLD_WITHIN_S)
     return job_info(record, {}).model_dump_json().encode()
 
 

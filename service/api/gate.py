@@ -79,7 +79,8 @@ class Gate:
         async def sending(message: Message) -> None:
             if message["type"] == "http.response.start" and caller.allowance != callers.Allowance():
                 jobs = self._services.keeper.unfinished(caller.id)
-                MutableHeaders(scope=message).update(limit_headers(self._services.quotas.standings(caller, jobs)))
+                standings = await self._services.quotas.standings(caller, jobs)
+                MutableHeaders(scope=message).update(limit_headers(standings))
             await send(message)
 
         return sending

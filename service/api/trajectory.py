@@ -12,7 +12,7 @@ from fastapi import APIRouter, Header, Query, Response
 from starlette.exceptions import HTTPException
 
 from pipelines.composition import leaves
-from service.api.accept import JSON, joined, liked_best
+from service.api.accept import JSON, Lines, joined, liked_best
 from service.api.answers import drawn_outcome, trajectory_point
 from service.api.bodies import Route
 from service.api.caller import CallerDep
@@ -66,9 +66,7 @@ async def job_trajectory(
     job_id: JobId,
     services: ServicesDep,
     caller: CallerDep,
-    accept: Annotated[
-        list[str] | None, Header(description=f"{', '.join(_MEDIA_TYPES)}; `format` goes before it.")
-    ] = None,
+    accept: Annotated[Lines, Header(description=f"{', '.join(_MEDIA_TYPES)}; `format` goes before it.")] = None,
     wanted: Annotated[
         TrajectoryFormat | None, Query(alias="format", description="As Accept says where absent.")
     ] = None,

@@ -13,7 +13,7 @@ from service.callers import Allowance, Key, KeyNameError, KeyStore, Scope, mint
 from service.commands.common import CommandError, Exit, JsonOption, print_json, read_settings, told
 from service.keyring import Keyring, NoKeysError
 from service.settings import Settings
-from service.store.keys import open_keys
+from service.store.keys import open_keys, read_keys
 from service.store.port import StoreError
 
 keys_app = typer.Typer(help="API keys: create, list, revoke.", no_args_is_help=True)
@@ -25,14 +25,13 @@ T = TypeVar("T")
 
 
 def check_keys(settings: Settings) -> None:
-    """Refuse to start a service that others could reach without a key; see :meth:`Keyring.open`."""
+    """Refuse to start a service that others could reach without a key; see :meth:`Keyring.open`.
+
+    The database is only looked at here: it is opened once, by the service itself.
+    """
 
     async def check() -> None:
-        keyring = Keyring(lambda: open_keys(settings.database_url))
-        try:
-            await keyring.open(settings)
-        finally:
-            await keyring.close()
+        await Keyring().open(await read_keys(settings.database_url), settings)
 
     try:
         asyncio.run(check())

@@ -29,8 +29,7 @@ from service.registry import Record, Registry
 from service.rendering import Rendering
 from service.schemas.requests import Asking, DensityRequest, SuperposeRequest
 from service.services import Services
-from service.settings import MEMORY, Settings
-from service.store.keys import open_keys
+from service.settings import Settings
 
 _KINDS: Final[Mapping[str, type[Asking]]] = {"/v1/superpose": SuperposeRequest, "/v1/density": DensityRequest}
 # What bounds strangers' requests does not bound those of whoever owns the machine.
@@ -59,7 +58,7 @@ class LocalSession:
             Embedded(engine, self._models, registry, worker.id),
             registry,
             Keeper(registry, worker),
-            Keyring(lambda: open_keys(MEMORY)),
+            Keyring(),
             Callbacks((), "", private=False, metrics=engine.metrics),
         )
         self._runner = asyncio.Runner()

@@ -122,7 +122,7 @@ def serve(
         # Unless a proxy is trusted, X-Forwarded-For is any client's word for its address.
         proxy_headers=bool(settings.trusted_proxies),
         forwarded_allow_ips=settings.trusted_proxies,
-        **server_options(settings),
+        **server_options(settings, application.state.render),
     )
     Server(config).run()
 

@@ -46,8 +46,8 @@ class Engine:
             stops before the job is done.
         metrics: Where it counts.
         stopwatch: Tells the seconds by which the device's time is shared out.
-        watching: Called in the request's own context for each job that comes; what it returns is called when the engine
-            is done with the job.
+        watching: Called in the request's own context for each job that is taken in; what it returns is called when the
+            engine is done with the job.
     """
 
     def __init__(
@@ -193,8 +193,6 @@ class Engine:
             job: Not yet queued.
             bounded: Whether the queue's bounds hold for it; not for one that was accepted before.
         """
-        if self._watching is not None:
-            job.watcher = self._watching(job)
         with self._wake:
             if not self._open:
                 raise EngineStoppedError("the service is shutting down")
@@ -206,6 +204,9 @@ class Engine:
                 self._executor.release(job, unload=False)
                 self.metrics.refused.inc()
                 raise
+            # Of a job that is refused nothing is told, so nobody may wait for its end.
+            if self._watching is not None:
+                job.watcher = self._watching(job)
             self._tell_positions(time.monotonic())
             self._wake.notify_all()
             self._deadlines.came()

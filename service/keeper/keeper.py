@@ -94,13 +94,21 @@ class Keeper:
         trouble = None if self._opened is None else self._opened.trouble
         return None if trouble is None else str(trouble)
 
-    async def accept(self, record: Record, idempotency: Idempotency | None = None, *, followed: bool = False) -> Record:
+    async def accept(
+        self,
+        record: Record,
+        idempotency: Idempotency | None = None,
+        callback_url: str | None = None,
+        *,
+        followed: bool = False,
+    ) -> Record:
         """Take a job in for good: it is in the store when this returns. A key that stands for it already finds it.
 
         Args:
             record: The job, not yet queued.
             idempotency: The client's key, if it sent one.
             followed: Whether somebody will listen to its events from the first one on.
+            callback_url: Where its end is told, if anywhere; that is owed from now on.
 
         Raises:
             IdempotencyError: The key stands for another request.
@@ -116,7 +124,7 @@ class Keeper:
         here = worker or self._watcher
         here.expect(record)
         try:
-            lease = await self._add(record, idempotency, followed=followed)
+            lease = await self._add(record, idempotency, callback_url, followed=followed)
         except KeyTakenError as error:
             here.forget(record)
             return await self._standing_for(error.winner, idempotency)
@@ -144,12 +152,14 @@ class Keeper:
             # At once: who waits for a store that does not answer waits long, and others behind it.
             raise type(trouble)(str(trouble))
 
-    async def _add(self, record: Record, idempotency: Idempotency | None, *, followed: bool) -> Lease | None:
+    async def _add(
+        self, record: Record, idempotency: Idempotency | None, callback_url: str | None, *, followed: bool
+    ) -> Lease | None:
         """Put a job into the store; the lease of this process's worker, if it has one."""
         source, artifacts = record.job.source, {}
         if source is not None:
             artifacts[SOURCE] = await self.storage.artifacts.put(await asyncio.to_thread(write_source, source))
-        stored = stored_of(record, idempotency, artifacts)
+        stored = stored_of(record, idempotency, artifacts, callback_url)
         if self._worker is not None:
             return await self.storage.store.add(stored, self._worker.id)
         until = time.time() + WATCH_FOR_S if followed else None
@@ -283,6 +293,7 @@ class Keeper:
     async def _undo(self, lease: Lease) -> None:
         """The store has a job for which there is no place here: it was never accepted."""
         try:
+            await self.storage.store.note_message(lease.job_id, 0, None)
             await self.storage.store.finish(lease, Ending(JobState.CANCELLED), time.time())
             await self.storage.store.delete([lease.job_id])
         except StoreError as error:
@@ -291,10 +302,14 @@ class Keeper:
 
     async def _disown(self, job_id: str) -> None:
         """Nobody heard that this job was accepted, but the store may have it: it shall not run."""
+        store = self.storage.store
+
+        async def disown() -> None:
+            await store.note_message(job_id, 0, None)
+            await store.request_cancel(job_id, time.time())
+
         with contextlib.suppress(UnknownJobError):
-            await self.storage.persisted(
-                lambda: self.storage.store.request_cancel(job_id, time.time()), through_full_disk=True
-            )
+            await self.storage.persisted(disown, through_full_disk=True)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

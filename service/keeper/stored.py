@@ -12,7 +12,7 @@ from service.engine.job import CancelledJobError, Job, Phase
 from service.expressions import leaf_names
 from service.keeper.errors import EarlierFailureError
 from service.registry import Record
-from service.store.records import Idempotency, JobKind, JobRecord, JobState
+from service.store.records import Idempotency, JobKind, JobRecord, JobState, Message
 
 SOURCE: Final = "source"
 """The artifact of a known picture."""
@@ -22,13 +22,16 @@ _RUN_EVENTS: Final = 1_000_000  # more than one run of a job has events
 _LAST_EVENTS: Final = 1 << 52  # above the events of all runs; JSON's readers count exactly so far
 
 
-def stored_of(record: Record, idempotency: Idempotency | None, artifacts: Mapping[str, str]) -> JobRecord:
+def stored_of(
+    record: Record, idempotency: Idempotency | None, artifacts: Mapping[str, str], callback_url: str | None
+) -> JobRecord:
     """A job that was just accepted, as the store gets it.
 
     Args:
         record: The job.
         idempotency: The client's key, if it sent one.
         artifacts: What came with the request, name → content address.
+        callback_url: Where its end is told; None for nowhere.
     """
     job = record.job
     names = leaf_names(leaves(job.expression))
@@ -49,6 +52,7 @@ def stored_of(record: Record, idempotency: Idempotency | None, artifacts: Mappin
         artifacts=artifacts,
         label=record.rendering.label,
         weight=job.weight,
+        message=None if callback_url is None else Message(callback_url),
     )
 
 

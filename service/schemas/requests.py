@@ -92,8 +92,8 @@ class Asking(Closed):
         str | None,
         Field(
             max_length=2048,
-            description="Where the job's document is posted when it is over; with Prefer: respond-async, to hosts that "
-            "the service allows.",
+            description="Where the job's document is posted when it is over, at least once; with "
+            "Prefer: respond-async, to hosts that the service allows.",
         ),
     ] = None
 

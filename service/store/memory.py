@@ -179,9 +179,19 @@ class MemoryStore:
         """Cancel a job, or ask its worker to."""
         return self._put(moves.cancel_asked(self._entry(job_id), now), *Topic)
 
-    async def set_callback(self, job_id: str, callback: str | None) -> JobRecord:
-        """Note how far telling the client of the end has come."""
-        return self._put(moves.noted(self._entry(job_id), callback))
+    async def take_messages(self, now: float, held_s: float, limit: int) -> list[JobRecord]:
+        """Jobs that are over and of which a message is due."""
+        due = sorted(
+            (entry.record.message.due or 0.0, entry.record.id)
+            for entry in self._entries.values()
+            if entry.record.message is not None and moves.owed(entry, now)
+        )
+        return [self._put(moves.sending(self._entries[job_id], now, held_s)) for _, job_id in due[:limit]]
+
+    async def note_message(self, job_id: str, tries: int, due: float | None, outcome: str | None = None) -> None:
+        """Note how a try went."""
+        if job_id in self._entries:
+            self._put(moves.noted(self._entries[job_id], tries, due, outcome))
 
     async def reap(self, now: float) -> list[JobRecord]:
         """Free the jobs of expired leases, and end what nobody may work on any more."""

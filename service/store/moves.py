@@ -102,9 +102,27 @@ def cancel_asked(entry: Entry, now: float) -> Entry:
     return _over(entry, JobState.CANCELLED, now) if entry.waiting else entry
 
 
-def noted(entry: Entry, callback: str | None) -> Entry:
-    """A job whose callback has come so far."""
-    return replace(entry, record=replace(entry.record, callback=callback))
+def owed(entry: Entry, now: float) -> bool:
+    """Whether a job is over and its client is still to be told, now."""
+    message = entry.record.message
+    return entry.record.state.over and message is not None and message.due is not None and message.due <= now
+
+
+def sending(entry: Entry, now: float, held_s: float) -> Entry:
+    """A job of whose end somebody begins to tell, and nobody else for a while."""
+    message = entry.record.message
+    if message is None:
+        raise ValueError(f"nothing is owed of the job {entry.record.id!r}")
+    message = replace(message, tries=message.tries + 1, due=now + held_s)
+    return replace(entry, record=replace(entry.record, message=message))
+
+
+def noted(entry: Entry, tries: int, due: float | None, outcome: str | None) -> Entry:
+    """A job of whose end was told, or is to be later; as it was where another try began since, or it is noted."""
+    message = entry.record.message
+    if message is None or message.tries != tries or message.due is None:
+        return entry
+    return replace(entry, record=replace(entry.record, message=replace(message, due=due, outcome=outcome)))
 
 
 def reaped(entry: Entry, now: float, rules: Rules) -> Entry:

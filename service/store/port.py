@@ -104,6 +104,35 @@ class Topic(StrEnum):
     """For those who wait for jobs: one moved on, or ended."""
 
 
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What a caller has used of its day.
+
+    Attributes:
+        used: How much.
+        began: When the day began, in Unix seconds: with the first use, or now where nothing was used.
+    """
+
+    used: int
+    began: float
+
+
+class Usage(Protocol):
+    """What callers have used today; a caller's day begins with its first use."""
+
+    async def spent(self, caller: str, now: float) -> Spent:
+        """What a caller has used."""
+        ...
+
+    async def spend(self, caller: str, amount: int, quota: int, now: float) -> Spent | None:
+        """Use something; None, and nothing is used, where it would be more than the quota in a day."""
+        ...
+
+    async def give_back(self, caller: str, amount: int, began: float) -> None:
+        """Undo a use of the day that began then."""
+        ...
+
+
 class Bell(Protocol):
     """Tells that something changed, of the topics that it was asked for.
 
@@ -232,11 +261,24 @@ class Store(Protocol):
         """
         ...
 
-    async def set_callback(self, job_id: str, callback: str | None) -> JobRecord:
-        """Note how far telling the client of the end has come.
+    async def take_messages(self, now: float, held_s: float, limit: int) -> list[JobRecord]:
+        """Jobs that are over and of which a message is due, the longest due first; each counts a try.
 
-        Raises:
-            UnknownJobError: There is none of that id.
+        Args:
+            now: In Unix seconds.
+            held_s: For so long nobody else gets them; longer than it takes to send one and to note that.
+            limit: At most so many.
+        """
+        ...
+
+    async def note_message(self, job_id: str, tries: int, due: float | None, outcome: str | None = None) -> None:
+        """Note how a try went. Nothing happens where another one began since, or where the job is not there any more.
+
+        Args:
+            job_id: The job.
+            tries: The number of the try, as the record had it.
+            due: When it goes out next; None for never again.
+            outcome: How it ended, if it did.
         """
         ...
 

@@ -80,6 +80,23 @@ class Checkpoint:
 
 
 @dataclass(frozen=True, slots=True)
+class Message:
+    """What is owed to a job's client when the job is over.
+
+    Attributes:
+        url: Where it goes.
+        tries: How often somebody began to send it.
+        due: When it goes out next, if the job is over by then; None for never again.
+        outcome: How it ended, as the sender says; None while it is owed.
+    """
+
+    url: str
+    tries: int = 0
+    due: float | None = 0.0
+    outcome: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class JobRecord:
     """A job as it stands.
 
@@ -107,8 +124,8 @@ class JobRecord:
         checkpoint: Where the next attempt goes on.
         cancel_requested: Whether its worker shall drop it.
         label: How its client groups its jobs; None for not at all.
-        callback: How far telling the client's address of the end has come, as a text that only the sender reads.
         weight: Bytes of its known picture.
+        message: What its client is told at its end; None for nothing.
     """
 
     id: str
@@ -134,8 +151,8 @@ class JobRecord:
     checkpoint: Checkpoint | None = None
     cancel_requested: bool = False
     label: str | None = None
-    callback: str | None = None
     weight: int = 0
+    message: Message | None = None
 
     @property
     def submitted(self) -> float:
@@ -155,7 +172,7 @@ class JobRecord:
 
 def to_plain(record: JobRecord) -> dict[str, Any]:
     """A record as names and plain values: texts, numbers, booleans, None."""
-    key, failure, checkpoint = record.idempotency, record.failure, record.checkpoint
+    key, failure, checkpoint, message = record.idempotency, record.failure, record.checkpoint, record.message
     return {
         "id": record.id,
         "kind": str(record.kind),
@@ -183,8 +200,11 @@ def to_plain(record: JobRecord) -> dict[str, Any]:
         "checkpoint_step": checkpoint.step if checkpoint else None,
         "cancel_requested": record.cancel_requested,
         "label": record.label,
-        "callback": record.callback,
         "weight": record.weight,
+        "message_url": message.url if message else None,
+        "message_tries": message.tries if message else 0,
+        "message_due": message.due if message else None,
+        "message_outcome": message.outcome if message else None,
     }
 
 
@@ -215,9 +235,14 @@ def from_plain(plain: Mapping[Any, Any]) -> JobRecord:
         checkpoint=None if checkpoint is None else Checkpoint(checkpoint, plain["checkpoint_step"]),
         cancel_requested=bool(plain["cancel_requested"]),
         label=plain["label"],
-        callback=plain["callback"],
         weight=plain["weight"],
+        message=None if plain["message_url"] is None else _message(plain),
     )
+
+
+def _message(plain: Mapping[Any, Any]) -> Message:
+    told = (plain[f"message_{name}"] for name in ("url", "tries", "due", "outcome"))
+    return Message(*told)
 
 
 def _packed(value: object) -> str:

@@ -10,6 +10,10 @@ from sqlalchemy import BigInteger, Boolean, Column, Double, Index, Integer, Larg
 from sqlalchemy.dialects import postgresql
 
 METADATA: Final = MetaData()
+VERSIONS: Final = ("0001", "0002", "0003", "0004", "0005")
+"""The steps of the migrations, in their order; a test compares them with the files."""
+VERSION: Final = VERSIONS[-1]
+"""The step that a database of this version has."""
 
 # Sorted by code points, so that every database and Python agree on the order.
 _NAME: Final[Text] = Text().with_variant(postgresql.TEXT(collation="C"), "postgresql")
@@ -53,8 +57,11 @@ JOBS: Final = Table(
     Column("checkpoint_step", Integer),
     Column("cancel_requested", Boolean, nullable=False),
     Column("label", Text),
-    Column("callback", Text),
     Column("weight", BigInteger, nullable=False, server_default=text("0")),
+    Column("message_url", Text),
+    Column("message_tries", Integer, nullable=False, server_default="0"),
+    Column("message_due", Double),
+    Column("message_outcome", Text),
     Column("fence", BigInteger, nullable=False),
     Column("worker", Text),
     Column("expires", Double),
@@ -66,6 +73,7 @@ JOBS: Final = Table(
     _index("jobs_newest", "created", "id"),
     _index("jobs_newest_of_caller", "caller", "created", "id"),
     _index("jobs_ended", "ended", "id", where="ended IS NOT NULL"),
+    _index("jobs_owed", "message_due", where="message_due IS NOT NULL AND ended IS NOT NULL"),
     _index("jobs_idempotency", "caller", "idempotency_key", where=_KEY_STANDS, unique=True),
 )
 
@@ -111,4 +119,13 @@ KEYS: Final = Table(
     Column("last_used", Double),
     Column("revoked", Double),
     _index("keys_in_use", "name", where="revoked IS NULL", unique=True),
+)
+
+# What a caller has used of its day, in pixel-steps; the day began with the first.
+USAGE: Final = Table(
+    "usage",
+    METADATA,
+    Column("caller", _NAME, primary_key=True),
+    Column("began", Double, nullable=False),
+    Column("used", BigInteger, nullable=False),
 )

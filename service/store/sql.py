@@ -10,28 +10,20 @@ import contextlib
 import json
 import logging
 import math
-import os
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any, Final
 
 import sqlalchemy as sa
-from alembic import command
-from alembic.config import Config
-from alembic.util import CommandError
-from sqlalchemy import event
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.store import moves
+from service.store.database import Database, open_database, told
 from service.store.memory import LocalBell
 from service.store.moves import Candidate, Entry
 from service.store.port import (
     REMEMBERED_S,
-    DiskFullError,
     JobExistsError,
     KeyTakenError,
     Rules,
@@ -63,17 +55,13 @@ from service.store.records import (
 from service.store.schema import JOBS, PROGRESS, TURNS, WORKERS
 
 _LOG: Final = logging.getLogger(__name__)
-_BUSY_S: Final = 10.0
+_CHANNEL: Final = "superdiff"  # the bell's
 # How often a shared SQLite file is looked at.
 _POLL_S: Final = 0.02
-# The bell's channel, and the lock that lets one process at a time take the migrations' steps.
-_CHANNEL: Final = "superdiff"
-_MIGRATING: Final = 7_369_001
 # Of waiting jobs, so many more than wanted are put in order as others may be claiming them at the same moment.
 _SPARE: Final = 32
 _TRIES: Final = 3
 _REAPED_AT_ONCE: Final = 500
-_DISK_FULL: Final = "the store's disk is full; free some space, or keep finished jobs for a shorter time"
 
 # Only what is watched has a row to write to.
 _OLDER: Final = sa.or_(
@@ -103,83 +91,23 @@ _TOLD_POSTGRES: Final = "jsonb_to_recordset(CAST(:told AS jsonb)) AS told(id tex
 
 
 async def open_sql_store(url: str, rules: Rules | None = None, *, shared: bool = False) -> "SqlStore":
-    """The store at an address, its tables made or brought up to date; any number of processes may do so at once.
-
-    Args:
-        url: ``sqlite:///FILE`` or ``postgresql://…``.
-        rules: What all who share the store agree on.
-        shared: Whether bells ring for other processes' writes to an SQLite file, too.
-
-    Raises:
-        StoreUnavailableError: It cannot be reached.
-        StoreError: Another version of this program has written it, or the database lets nobody in by that address.
-    """
-    return SqlStore(await open_engine(url), rules, shared=shared)
-
-
-async def open_engine(url: str) -> AsyncEngine:
-    """A database, its tables made or brought up to date; see :func:`open_sql_store`."""
-    engine = _engine(url)
-    try:
-        if engine.url.database and engine.dialect.name == "sqlite":
-            await _make_file(Path(engine.url.database))
-        async with told(), engine.execution_options(write=True).begin() as connection:
-            if engine.dialect.name == "postgresql":
-                await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATING)))
-            await connection.run_sync(migrate)
-    except BaseException:
-        await engine.dispose()
-        raise
-    return engine
-
-
-async def _make_file(file: Path) -> None:
-    """Make an empty database where there is none, or tell by the system's own words why there can be none.
-
-    One that is there is not opened here: to close it would take this process's own locks away, which other connections
-    to it rely on (sqlite.org/howtocorrupt.html, section 2.2). Other processes would then remove the log that they read.
-    """
-
-    def make() -> None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(FileExistsError):
-            os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-
-    try:
-        await asyncio.to_thread(make)
-    except OSError as error:
-        raise StoreUnavailableError(f"the store's file cannot be written: {error.strerror}") from error
-
-
-def migrate(connection: sa.Connection, to: str = "head") -> None:
-    """Take the steps of ``migrations`` in the connection's transaction.
-
-    Args:
-        connection: In a transaction that nobody else can be in at the same time.
-        to: The last step.
-
-    Raises:
-        StoreError: The database has steps that this version does not know.
-    """
-    config = Config()
-    config.set_main_option("script_location", "service.store:migrations")
-    config.attributes["connection"] = connection
-    try:
-        command.upgrade(config, to)
-    except CommandError as error:
-        detail = "the store was written by another version of this program; run that one, or a newer one"
-        raise StoreError(detail) from error
+    """The store in a database of its own; see :func:`service.store.database.open_database`."""
+    return SqlStore(await open_database(url), rules, shared=shared)
 
 
 class SqlStore:
-    """See :class:`service.store.port.Store`; made by :func:`open_sql_store`."""
+    """See :class:`service.store.port.Store`.
 
-    def __init__(self, engine: AsyncEngine, rules: Rules | None = None, *, shared: bool = False) -> None:
-        self._engine, self._rules = engine, rules or Rules()
-        self._writing = engine.execution_options(write=True)
-        self._postgres = engine.dialect.name == "postgresql"
-        # SQLite lets others wait by sleeping, in no order; within this process they come one after the other.
-        self._turn = asyncio.Lock()
+    Args:
+        database: Closed with this.
+        rules: What all who share the store agree on.
+        shared: Whether bells ring for other processes' writes to an SQLite file, too.
+    """
+
+    def __init__(self, database: Database, rules: Rules | None = None, *, shared: bool = False) -> None:
+        self._database, self._rules = database, rules or Rules()
+        self._engine, self._writing, self._postgres = database.engine, database.writing, database.postgres
+        self._read, self._write = database.read, database.write
         self._bells: set[LocalBell] = set()
         self._shared = shared
         self._polling: asyncio.Task[None] | None = None
@@ -311,11 +239,23 @@ class SqlStore:
         await self.wake()
         return after.record
 
-    async def set_callback(self, job_id: str, callback: str | None) -> JobRecord:
-        """Note how far telling the client of the end has come."""
+    async def take_messages(self, now: float, held_s: float, limit: int) -> list[JobRecord]:
+        """Jobs that are over and of which a message is due."""
+        due = owed_query(now).limit(limit)
+        async with self._read() as connection:  # mostly there is none, and nobody need wait for a write
+            if (await connection.execute(due.with_only_columns(JOBS.c.id).limit(1))).first() is None:
+                return []
         async with self._write() as connection:
-            entry = await self._known(connection, job_id)
-            return (await self._put(connection, entry, moves.noted(entry, callback))).record
+            found = await _entries(connection, due.with_for_update(skip_locked=True))
+            taken = [await self._put(connection, entry, moves.sending(entry, now, held_s)) for entry in found]
+        return [entry.record for entry in taken]
+
+    async def note_message(self, job_id: str, tries: int, due: float | None, outcome: str | None = None) -> None:
+        """Note how a try went."""
+        async with self._write() as connection:
+            entry = await self._entry(connection, job_id)
+            if entry is not None:
+                await self._put(connection, entry, moves.noted(entry, tries, due, outcome))
 
     async def reap(self, now: float) -> list[JobRecord]:
         """Free the jobs of expired leases, and end what nobody may work on any more."""
@@ -446,23 +386,7 @@ class SqlStore:
             # Cut off in the middle of a statement, its connection would not be closed.
             await asyncio.gather(self._polling, return_exceptions=True)
         await self._drop_listener()
-        await self._engine.dispose()
-
-    # Transactions
-
-    @asynccontextmanager
-    async def _read(self) -> AsyncIterator[AsyncConnection]:
-        async with told(), self._engine.begin() as connection:
-            yield connection
-
-    @asynccontextmanager
-    async def _write(self) -> AsyncIterator[AsyncConnection]:
-        if self._postgres:
-            async with told(), self._writing.begin() as connection:
-                yield connection
-        else:
-            async with told(), self._turn, self._writing.begin() as connection:
-                yield connection
+        await self._database.close()
 
     # Statements
 
@@ -724,6 +648,12 @@ def reap_queries(now: float) -> tuple[sa.Select[Any], ...]:
     return tuple(query.limit(_REAPED_AT_ONCE).with_for_update(skip_locked=True) for query in (expired, late))
 
 
+def owed_query(now: float) -> sa.Select[Any]:
+    """Jobs that are over and of which a message is due, the longest due first."""
+    due = sa.and_(JOBS.c.message_due.is_not(None), JOBS.c.message_due <= now, JOBS.c.ended.is_not(None))
+    return sa.select(JOBS).where(due).order_by(JOBS.c.message_due)
+
+
 def expired_query(before: float) -> sa.Select[Any]:
     """Jobs that ended before a time, the longest ended first."""
     return sa.select(JOBS).where(JOBS.c.ended < before).order_by(JOBS.c.ended, JOBS.c.id)
@@ -737,47 +667,3 @@ async def _entries(connection: AsyncConnection, query: sa.Executable) -> list[En
     """The jobs that a statement returns, all their columns."""
     rows = (await connection.execute(query)).mappings().all()
     return [Entry(from_plain(row), row["fence"], row["worker"], row["expires"]) for row in rows]
-
-
-def _engine(url: str) -> AsyncEngine:
-    parsed = sa.make_url(url)
-    if parsed.get_backend_name() == "postgresql":
-        parsed = parsed.set(drivername="postgresql+asyncpg")
-        return create_async_engine(parsed, pool_pre_ping=True, hide_parameters=True)
-    engine = create_async_engine(parsed.set(drivername="sqlite+aiosqlite"), hide_parameters=True)
-
-    @event.listens_for(engine.sync_engine, "connect")
-    def _connected(connection: Any, _: object) -> None:
-        # Transactions are begun below, not by the driver's own guess.
-        connection.isolation_level = None
-        cursor = connection.cursor()
-        for setting in (f"busy_timeout = {int(_BUSY_S * 1000)}", "journal_mode = WAL", "synchronous = FULL"):
-            cursor.execute(f"PRAGMA {setting}")
-        cursor.close()
-
-    @event.listens_for(engine.sync_engine, "begin")
-    def _begun(connection: sa.Connection) -> None:
-        # A transaction that reads first and then writes could not wait for another writer.
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if connection.get_execution_options().get("write") else "BEGIN")
-
-    return engine
-
-
-@asynccontextmanager
-async def told() -> AsyncIterator[None]:
-    """The driver's errors in the store's words."""
-    try:
-        yield
-    except (OSError, TimeoutError, PoolTimeoutError) as error:
-        raise StoreUnavailableError("the store cannot be reached; try again") from error
-    except DBAPIError as error:
-        if getattr(error.orig, "sqlstate", None) == "53100" or "disk is full" in str(error.orig):
-            raise DiskFullError(_DISK_FULL) from error
-        state = getattr(error.orig, "sqlstate", None) or ""
-        if state[:2] in {"28", "3D"}:
-            detail = "the database does not let the service in; check the store's address, its user and password"
-            raise StoreError(detail) from error
-        # Lost connections, serialisation, resources, an operator at work.
-        if isinstance(error, OperationalError | InterfaceError) or state[:2] in {"08", "40", "53", "55", "57"}:
-            raise StoreUnavailableError("the store cannot be reached, or is busy; try again") from error
-        raise

@@ -261,6 +261,27 @@ def test_pixel_steps_of_a_day_and_a_request_that_never_fits(client, store, monke
     assert client.post(AND, json=BODY, headers=key.headers).status_code == 200
 
 
+def test_a_day_outlives_a_restart_is_one_for_all_processes_and_forgets_refused_jobs(models, tmp_path):
+    store = KeysIn(tmp_path / "keys.sqlite")
+    cost = 3 * 16 * 16 * 3
+    key = NewKey(store, "days", pixel_steps_per_day=2 * cost)
+    settings = Settings(database=store.url, artifacts=str(tmp_path / "files"), preload=False)
+
+    def service():
+        return TestClient(create_app(settings, catalog=Catalog.of(models)), headers=key.headers)
+
+    with service() as one, service() as two:
+        assert one.post(AND, json=BODY).headers["ratelimit"].startswith(f'"pixel-steps";r={cost};')
+        assert two.get("/v1/models").headers["ratelimit"].startswith(f'"pixel-steps";r={cost};')
+        two.app.state.services.backend.engine.drain()
+        for headers in ({}, ASYNC):
+            assert two.post(AND, json=BODY, headers=headers).status_code == 503
+        assert two.get("/v1/models").headers["ratelimit"].startswith(f'"pixel-steps";r={cost};')
+    with service() as again:
+        assert again.post(AND, json=BODY).status_code == 200
+        assert again.post(AND, json=BODY).status_code == 429
+
+
 def test_a_key_s_jobs_at_once(client, store):
     key = NewKey(store, "one", concurrent_jobs=1)
     first = client.post(AND, json=LONG, headers=key.headers | ASYNC)

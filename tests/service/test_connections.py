@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import socket
 import threading
 import time
@@ -102,6 +103,13 @@ def connected(server, **options):
         yield connection
 
 
+def problem_in(answer):
+    """The problem document of an answer."""
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert b"content-type: application/problem+json" in head
+    return json.loads(body)
+
+
 def until_closed(connection):
     """What the server sends before it closes the connection; TimeoutError where it does not."""
     received = b""
@@ -150,6 +158,7 @@ def test_who_keeps_the_server_waiting_is_closed(server, sent, told):
         assert time.monotonic() - began >= LIMIT_S * 0.9
         assert answer.startswith(b"HTTP/1.1 408 ")
         assert told in answer
+        assert problem_in(answer)["instance"] == ("/echo" if b"/echo" in sent else "/")
 
 
 def test_a_connection_made_in_advance_is_closed_without_a_word(server):
@@ -212,13 +221,33 @@ def test_headers_without_end_are_431(server):
         connection.sendall(b"GET / HTTP/1.1\r\nHost: a\r\nX-Long: " + b"x" * 4096)
         answer = until_closed(connection)
         assert answer.startswith(b"HTTP/1.1 431 ")
-        assert b"2048 bytes (max_header_bytes)" in answer
+        assert "2048 bytes (max_header_bytes)" in problem_in(answer)["detail"]
 
 
-def test_what_is_no_http_is_400(server):
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n",
+        b"GET / HTTP/x\r\nHost: a\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\nno header\r\n\r\n",
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: many\r\n\r\n",
+    ],
+    ids=["TLS", "a version", "a header", "no host", "a length"],
+)
+def test_what_is_no_http_is_400(server, sent):
     with connected(server) as connection:
-        connection.sendall(b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n")
-        assert until_closed(connection).startswith(b"HTTP/1.1 400 ")
+        connection.sendall(sent)
+        answer = until_closed(connection)
+        assert answer.startswith(b"HTTP/1.1 400 ")
+        assert problem_in(answer) == {
+            "type": "about:blank",
+            "title": "Bad Request",
+            "status": 400,
+            "detail": "this is no valid HTTP request",
+            "instance": "/",
+            "errors": [],
+        }
 
 
 @pytest.mark.parametrize(
@@ -251,4 +280,8 @@ def test_further_connections_are_told_to_come_again(server):
             assert time.monotonic() < deadline
             time.sleep(0.01)
         further.sendall(b"POST /unread HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n")
-        assert further.recv(1 << 16).startswith(b"HTTP/1.1 503 ")
+        answer = until_closed(further)
+        assert answer.startswith(b"HTTP/1.1 503 ")
+        assert b"retry-after: 1\r\n" in answer
+        assert problem_in(answer)["detail"] == "8 connections or requests are open already (max_connections)"
+        assert problem_in(answer)["instance"] == "/unread"

@@ -54,6 +54,24 @@ def test_the_document_is_made_once(client):
     assert client.app.openapi() is client.app.openapi()
 
 
+def test_headers_that_are_lists_are_published_as_any_text_and_taken_so(client, document):
+    """An empty list is one (RFC 9110, section 5.6.1); what is not known in it is ignored (RFC 7240, section 2)."""
+    headers = [
+        (path, parameter)
+        for path, _, operation in operations(document)
+        for parameter in operation.get("parameters", [])
+        if parameter["name"] in {"prefer", "accept"}
+    ]
+    assert {parameter["name"] for _, parameter in headers} == {"prefer", "accept"}
+    for path, parameter in headers:
+        assert parameter["schema"] == {"type": "string", "title": parameter["name"].capitalize()}, path
+    body = {"components": ["a"], "steps": 2}
+    for sent in ([("Prefer", "")], [("Prefer", " , ,")], [("Prefer", "handling=lenient")], [("Accept", "")]):
+        assert client.post("/v1/superpose/or", json=body, headers=sent).status_code == 200, sent
+    lines = [("Prefer", "wait=10"), ("Prefer", "respond-async")]
+    assert client.post("/v1/superpose/or", json=body, headers=lines).status_code == 202
+
+
 @pytest.mark.parametrize(
     ("path", "methods"),
     [

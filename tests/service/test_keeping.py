@@ -1,9 +1,11 @@
 """Jobs that outlive the process: restarts, several processes on one store, keys, pages, deletion."""
 
+import copy
 import hashlib
 import threading
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 from fastapi.testclient import TestClient
@@ -25,11 +27,11 @@ def serve(models, tmp_path):
     """Starts the service, as often as wanted at once, over one store and one folder."""
 
     @contextmanager
-    def start(**settings):
+    def start(catalog=None, **settings):
         given = {"database": f"sqlite:///{tmp_path / 'jobs.sqlite'}", "artifacts": str(tmp_path / "files")}
         # One job at a time: its company changes the rounding of what a network says.
         given |= {"running_rows": 1, "grace_s": 0, "preload": False} | settings
-        with TestClient(create_app(Settings(**given), catalog=Catalog.of(models))) as client:
+        with TestClient(create_app(Settings(**given), catalog=catalog or Catalog.of(models))) as client:
             yield client
 
     return start
@@ -111,6 +113,31 @@ def test_jobs_that_were_cut_off_go_on_after_a_restart_to_the_same_pictures(serve
         assert [info["attempts"] for info in infos] == [1] * 4
         completed = client.get("/metrics").text
         assert 'superdiff_jobs_total{outcome="completed"} 4.0' in completed
+
+
+def test_a_job_whose_model_has_changed_meanwhile_begins_anew_with_the_new_one(serve, models):
+    asked = BODY | {"steps": 40}
+    changed = copy.copy(models["one"])
+    changed._card = replace(changed.card, multiple=8)
+    with serve(Catalog.of({"one": changed}), artifacts="memory://", database="memory:") as client:
+        expected = client.post(AND, json=asked, headers={"Accept": "image/png"}).content
+    with serve() as client:
+        path = client.post(AND, json=asked, headers=ASYNC).headers["location"]
+        until(lambda: client.get(path).json()["step"] >= 3)
+    with serve(Catalog.of({"one": changed})) as client:
+        info = ended(client, path)
+        assert (info["status"], info["result"]["timings"]["resumed_from"]) == ("completed", 0)
+        assert client.get(f"{path}/images/0").content == expected
+
+
+def test_a_job_s_time_goes_on_while_no_process_runs(serve):
+    with serve() as client:
+        path = client.post(AND, json=LONG | {"timeout_s": 2}, headers=ASYNC).headers["location"]
+        began = time.monotonic()
+    time.sleep(max(0.0, began + 2 - time.monotonic()))
+    with serve() as client:
+        info = ended(client, path, 10)
+        assert (info["status"], info["error"]) == ("failed", "the job was not done within its time")
 
 
 def test_a_restart_does_not_forget_keys(serve):

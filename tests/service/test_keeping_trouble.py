@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from service.store import sql
+from service.store import database
 from tests.service.test_keeping import AND, ASYNC, BODY, ended, serve, until  # noqa: F401
 
 PATIENT = BODY | {"steps": 40}
@@ -109,7 +109,7 @@ def locked(file):
 
 
 def test_accepted_jobs_run_on_while_the_database_is_locked(serve, tmp_path, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(sql, "_BUSY_S", 0.2)
+    monkeypatch.setattr(database, "_BUSY_S", 0.2)
     with serve() as client:
         path = client.post(AND, json=PATIENT, headers=ASYNC).headers["location"]
         until(lambda: client.get(path).json()["step"] >= 2)

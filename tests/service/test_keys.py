@@ -120,16 +120,9 @@ def test_which_addresses_are_the_machine_s_own(host, alone):
 
 
 def opened(store, **given):
-    keyring = Keyring(opener(store), clock=lambda: NOW)
-    run(keyring.open(Settings(**given)))
+    keyring = Keyring(clock=lambda: NOW)
+    run(keyring.open(store, Settings(**given)))
     return keyring
-
-
-def opener(store):
-    async def opened():
-        return store
-
-    return opened
 
 
 def test_loopback_asks_for_no_key_until_there_is_one(store):
@@ -163,8 +156,8 @@ def test_the_last_use_is_noted_once_a_minute(store):
     text, key = minted()
     run(store.add(key))
     now = [NOW]
-    keyring = Keyring(opener(store), clock=lambda: now[0])
-    run(keyring.open(Settings()))
+    keyring = Keyring(clock=lambda: now[0])
+    run(keyring.open(store, Settings()))
     seen = []
     for seconds in (0, 30, 59, 61):
         now[0] = NOW + seconds

@@ -19,8 +19,11 @@ from service.app import create_app
 from service.callbacks import Callbacks, signature
 from service.engine.metrics import Metrics
 from service.outbound import NoAnswerError, PrivateAddressError, is_public, post
-from service.quotas import QuotaError
 from service.settings import Settings
+from service.store.memory import MemoryStore
+from service.store.port import StoreUnavailableError
+from service.store.records import Message
+from tests.service.store.made import DONE, job
 
 SECRET = "whsec_" + base64.b64encode(bytes(range(32))).decode()
 AND = "/v1/superpose/and"
@@ -162,63 +165,85 @@ def test_the_signature_is_that_of_standard_webhooks():
     assert told == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
 
 
-def callbacks(*hosts, private=True, resolve=None, **given):
-    waited = []
+class Sender:
+    """Callbacks over a store of which one job is over, with a clock that is put forward to what is due."""
 
-    async def pause(seconds):
-        waited.append(seconds)
+    def __init__(self, *hosts, private=True, resolve=None, url="http://{host}/", jobs=1):
+        self.now, self.waited, self.told = 1000.0, [], b"{}"
+        self.callbacks = Callbacks(
+            hosts,
+            SECRET,
+            private=private,
+            metrics=Metrics(),
+            clock=lambda: self.now,
+            resolve=resolve or names(LOCAL)[0],
+        )
+        self.store, self.jobs = MemoryStore(), [f"j{i}" for i in range(jobs)]
+        self._url = url.format(host=hosts[0])
 
-    made = Callbacks(
-        hosts, SECRET, private=private, metrics=Metrics(), pause=pause, resolve=resolve or names(LOCAL)[0], **given
-    )
-    return made, waited
+    async def _say(self, record):
+        return self.told
 
+    async def owe(self):
+        for job_id in self.jobs:
+            lease = await self.store.add(job(job_id, message=Message(self._url)), "w1")
+            await self.store.finish(lease, DONE, self.now)
+        self.callbacks._store, self.callbacks._told = self.store, self._say
 
-def sent(made, url, told=b"{}"):
-    """Send a message and wait for how it ends: the outcomes counted."""
+    async def round(self):
+        """Send what is due, once."""
+        await self.callbacks._begin()
+        await asyncio.gather(*self.callbacks._tries)
 
-    async def over():
-        pass
+    async def messages(self):
+        return [(await self.store.get(job_id)).message for job_id in self.jobs]
 
-    async def send():
-        made.send_when(over(), "m", made.checked(url), lambda: told)
-        await asyncio.gather(*made._tasks)
+    async def _until_settled(self):
+        await self.owe()
+        for _ in range(20):
+            await self.round()
+            dues = [each.due for each in await self.messages() if each.due is not None]
+            if not dues:
+                return
+            self.waited.append(min(dues) - self.now)
+            self.now = min(dues)
 
-    asyncio.run(send())
-    counted = made._metrics.callbacks.collect()[0].samples
-    return {sample.labels["outcome"]: sample.value for sample in counted if sample.name.endswith("_total")}
+    def send(self):
+        """How it ended: the outcomes counted."""
+        asyncio.run(self._until_settled())
+        counted = self.callbacks._metrics.callbacks.collect()[0].samples
+        return {sample.labels["outcome"]: sample.value for sample in counted if sample.name.endswith("_total")}
 
 
 def test_a_message_goes_out_again_until_it_is_taken():
     with receiving(500, 503, 307) as receiver:
-        made, waited = callbacks(receiver.host)
-        assert sent(made, f"http://{receiver.host}/") == {"delivered": 1}
-        assert {headers["webhook-id"] for _, headers, _ in receiver.taken} == {"m"}
+        sender = Sender(receiver.host)
+        assert sender.send() == {"delivered": 1}
+        assert {headers["webhook-id"] for _, headers, _ in receiver.taken} == {"job_j0"}
         assert len(receiver.taken) == 4
-    assert all(low <= seconds <= 1.2 * low for low, seconds in zip((2, 8, 32), waited, strict=True))
+    assert all(low <= seconds <= 1.2 * low for low, seconds in zip((2, 8, 32), sender.waited, strict=True))
+    (message,) = asyncio.run(sender.messages())
+    assert (message.tries, message.due, message.outcome) == (4, None, "delivered")
 
 
 def test_a_receiver_that_never_takes_it_is_given_up(caplog):
     with receiving(*[500] * 9) as receiver:
-        made, waited = callbacks(receiver.host)
-        assert sent(made, f"http://{receiver.host}/secret") == {"failed": 1}
+        sender = Sender(receiver.host, url="http://{host}/secret")
+        assert sender.send() == {"failed": 1}
         assert len(receiver.taken) == 6
-    assert sum(waited) < 1.2 * 682.1
-    assert "given up: the receiver answered 500" in caplog.text
+    assert sum(sender.waited) < 1.2 * 682.1
+    assert "given up: hooks.example answered 500" in caplog.text
     assert "secret" not in caplog.text
 
 
 def test_a_receiver_that_is_gone_is_not_asked_again():
     with receiving(410) as receiver:
-        made, _ = callbacks(receiver.host)
-        assert sent(made, f"http://{receiver.host}/") == {"failed": 1}
+        assert Sender(receiver.host).send() == {"failed": 1}
         assert len(receiver.taken) == 1
 
 
 def test_a_name_that_turns_private_between_two_tries_gets_nothing():
     with receiving() as receiver:
-        # A public address at which nobody answers (RFC 5737 has none that is public), then the receiver's own.
-        made, _ = callbacks(f"hooks.example:{receiver.server_port}", private=False)
         tries = []
 
         async def resolve(host, port):
@@ -227,18 +252,90 @@ def test_a_name_that_turns_private_between_two_tries_gets_nothing():
                 raise OSError("no answer of the name server")
             return LOCAL
 
-        made._resolve = resolve
-        assert sent(made, f"https://{receiver.host}/") == {"refused": 1}
+        sender = Sender(receiver.host, private=False, resolve=resolve, url="https://{host}/")
+        assert sender.send() == {"refused": 1}
         assert len(tries) == 2
         assert receiver.taken == []
 
 
+def test_a_host_that_may_not_be_called_any_more_gets_nothing():
+    """What is owed may be older than the settings."""
+    with receiving() as receiver:
+        assert Sender("other.example", url=f"http://{receiver.host}/").send() == {"refused": 1}
+        assert receiver.taken == []
+
+
+def test_two_senders_on_one_store_send_once_and_one_goes_on_where_the_other_stopped():
+    with receiving(500) as receiver:
+        one, two = Sender(receiver.host), Sender(receiver.host)
+
+        async def play():
+            await one.owe()
+            two.store = one.store
+            two.callbacks._store, two.callbacks._told = one.store, one._say
+            await asyncio.gather(one.round(), two.round())
+            assert len(receiver.taken) == 1
+            (message,) = await one.messages()
+            two.now = message.due
+            # This one takes it, and stops before it is sent.
+            assert len(await one.store.take_messages(two.now, 30.0, 9)) == 1
+            await two.round()
+            assert len(receiver.taken) == 1
+            two.now += 30.0
+            await asyncio.gather(one.round(), two.round())
+            assert len(receiver.taken) == 2
+            two.now += 1e6
+            await two.round()
+            return await one.messages()
+
+        (message,) = asyncio.run(play())
+        assert (message.tries, message.outcome) == (3, "delivered")
+        assert len({headers["webhook-id"] for _, headers, _ in receiver.taken}) == 1
+
+
+def test_senders_that_always_stop_give_up_too():
+    with receiving() as receiver:
+        sender = Sender(receiver.host)
+
+        async def play():
+            await sender.owe()
+            for _ in range(6):
+                assert await sender.store.take_messages(sender.now, 30.0, 9)
+                sender.now += 30.0
+            await sender.round()
+            return await sender.messages()
+
+        (message,) = asyncio.run(play())
+        assert (message.due, message.outcome) == (None, "failed")
+        assert receiver.taken == []
+
+
+def test_a_store_that_cannot_be_written_costs_a_message_that_comes_twice(caplog):
+    with receiving() as receiver:
+        sender = Sender(receiver.host)
+
+        async def play():
+            await sender.owe()
+            note, sender.store.note_message = sender.store.note_message, unavailable
+            await sender.round()
+            sender.store.note_message = note
+            sender.now += 30.0
+            await sender.round()
+            return await sender.messages()
+
+        async def unavailable(*_):
+            raise StoreUnavailableError("not now")
+
+        (message,) = asyncio.run(play())
+        assert (len(receiver.taken), message.tries, message.outcome) == (2, 2, "delivered")
+    assert "may go out again: not now" in caplog.text
+
+
 def test_messages_go_out_a_few_at_a_time():
-    with receiving(pause_s=0.1) as receiver:
-        made, _ = callbacks(receiver.host)
-        most = [0]
-        at_once = [0]
-        posted_before = made._posted
+    with receiving(pause_s=0.05) as receiver:
+        sender = Sender(receiver.host, jobs=20)
+        at_once, most = [0], [0]
+        posted_before = sender.callbacks._posted
 
         async def counted(*given):
             at_once[0] += 1
@@ -248,15 +345,15 @@ def test_messages_go_out_a_few_at_a_time():
             finally:
                 at_once[0] -= 1
 
-        made._posted = counted
-
-        async def over():
-            pass
+        sender.callbacks._posted = counted
 
         async def send():
-            for i in range(20):
-                made.send_when(over(), f"m{i}", made.checked(f"http://{receiver.host}/"), lambda: b"{}")
-            await asyncio.gather(*made._tasks)
+            await sender.owe()
+            sender.callbacks.start(sender.store, sender._say)
+            async with asyncio.timeout(10):
+                while any(message.due is not None for message in await sender.messages()):
+                    await asyncio.sleep(0.01)
+            await sender.callbacks.close()
 
         asyncio.run(send())
         assert len(receiver.taken) == 20
@@ -284,23 +381,16 @@ def test_messages_go_out_a_few_at_a_time():
     ],
 )
 def test_addresses_that_are_not_allowed_are_refused_at_once(url, told):
-    made, _ = callbacks("hooks.example", private=False)
+    made = Sender("hooks.example", private=False).callbacks
     with pytest.raises(InvalidInputError, match=told) as refused:
         made.checked(url)
     assert refused.value.field == ("callback_url",)
 
 
 def test_addresses_that_are_allowed():
-    made, _ = callbacks("Hooks.example", "other.example:8443", private=False)
+    made = Sender("Hooks.example", "other.example:8443", private=False).callbacks
     for url in ("https://hooks.example/a?b", "https://HOOKS.example:443/", "https://other.example:8443"):
         assert made.checked(url).scheme == "https"
-
-
-def test_too_many_on_their_way_are_refused(monkeypatch):
-    monkeypatch.setattr("service.callbacks._MOST", 0)
-    made, _ = callbacks("hooks.example")
-    with pytest.raises(QuotaError, match="on their way"):
-        made.checked("https://hooks.example/")
 
 
 @pytest.mark.parametrize("secret", ["", "whsec_", "whsec_!!", "whsec_AAAA", SECRET.removeprefix("whsec_")])
@@ -331,11 +421,11 @@ def client(models, receiver):
 
 
 def taken(receiver, count):
-    for _ in range(200):
+    for _ in range(500):
         if len(receiver.taken) >= count:
             return
         time.sleep(0.02)
-    raise AssertionError("nothing came")
+    raise AssertionError(f"{len(receiver.taken)} came")
 
 
 @pytest.mark.parametrize("path", [AND, "/v1/density"])
@@ -365,6 +455,40 @@ def test_a_cancelled_job_tells_it_too(client, receiver):
     client.delete(path)
     taken(receiver, 1)
     assert json.loads(receiver.taken[0][2])["status"] == "cancelled"
+
+
+def test_what_is_owed_is_sent_by_whoever_does_the_job_after_a_restart(models, receiver, tmp_path, monkeypatch):
+    monkeypatch.setattr("service.callbacks._LOOK_EVERY_S", 0.1)
+    monkeypatch.setattr("service.callbacks._FIRST_PAUSE_S", 0.05)
+    receiver.taken.clear()
+    settings = Settings(
+        database=f"sqlite:///{tmp_path}/jobs.sqlite",
+        artifacts=str(tmp_path / "files"),
+        running_rows=1,
+        grace_s=0,
+        preload=False,
+        callback_hosts=receiver.host,
+        callback_secret=SECRET,
+        callback_private=True,
+    )
+
+    def service():
+        app = create_app(settings, catalog=Catalog.of(models))
+        app.state.services.callbacks._resolve = names(LOCAL)[0]
+        return TestClient(app)
+
+    with service() as one:
+        body = BODY | {"steps": 40, "callback_url": f"http://{receiver.host}/done"}
+        path = one.post(AND, json=body, headers=ASYNC).headers["location"]
+    assert receiver.taken == []
+    receiver.statuses = [500]
+    with service() as two:
+        taken(receiver, 2)
+        assert [json.loads(told) for _, _, told in receiver.taken] == [two.get(path).json()] * 2
+        assert json.loads(receiver.taken[0][2])["status"] == "completed"
+    with service():
+        time.sleep(0.3)
+    assert len(receiver.taken) == 2
 
 
 def test_callbacks_are_for_asynchronous_requests_and_allowed_hosts(client, receiver):

@@ -194,6 +194,31 @@ def test_a_full_queue_refuses(catalog):
             assert job.result.result(WAIT)
 
 
+def test_who_watches_jobs_hears_of_the_end_of_each_and_of_none_that_is_refused(catalog):
+    held, watched, over = Held(catalog), [], []
+
+    def watching(job):
+        watched.append(job)
+        return lambda: over.append(job)
+
+    engine = Engine(held, Limits(running_rows=1, waiting_jobs=1), watching=watching)
+    with engine:
+        params = SamplingParams(steps=1, guidance_scale=1.0)
+        first = submit(engine, one("a"), params)
+        assert held.stepping.wait(WAIT)
+        second = submit(engine, one("a"), params)
+        with pytest.raises(QueueFullError):
+            submit(engine, one("a"), params)
+        with pytest.raises(UnknownModelError):
+            engine.submit(planned(catalog, one("a"), params), catalog=Catalog.of({}))
+        held.go.set()
+        for job in (first, second):
+            job.result.result(WAIT)
+    with pytest.raises(EngineStoppedError):
+        submit(engine, one("a"), params)
+    assert watched == over == [first, second]
+
+
 def test_stop_lets_running_jobs_finish_and_turns_the_waiting_away(catalog):
     held = Held(catalog)
     engine = Engine(held, Limits(running_rows=1))

@@ -109,7 +109,7 @@ class Audit:
                 if name != "delete" or not old.record.state.over:
                     raise ViolationError(f"{job_id} was lost by {name}")
                 continue
-            if old.record.state.over and replace(new.record, callback=None) != replace(old.record, callback=None):
+            if old.record.state.over and replace(new.record, message=None) != replace(old.record, message=None):
                 raise ViolationError(f"{name} changed {job_id} after its end")
             if new.record.state.over and not old.record.state.over:
                 self.ends[job_id] += 1

@@ -21,6 +21,7 @@ from service.store.records import (
     JobKind,
     JobRecord,
     JobState,
+    Message,
     Presence,
     Progress,
     Wants,
@@ -47,15 +48,15 @@ async def test_a_record_returns_as_it_was_added(store):
         deadline=1_700_003_600.5,
         idempotency=Idempotency("k", "digest"),
         artifacts={"image": "aa", "mask": "bb"},
-        callback='{"state": "waits"}',
         weight=1 << 40,
+        message=Message("https://hooks.example/ü", 2, 1_700_000_001.5),
     )
     await store.add(record)
     assert await store.get("a") == record
 
 
 async def test_what_does_not_exist_is_refused(store):
-    for call in (store.get("x"), store.request_cancel("x", 0), store.set_callback("x", None)):
+    for call in (store.get("x"), store.request_cancel("x", 0)):
         with pytest.raises(UnknownJobError, match="'x'"):
             await call
 
@@ -353,11 +354,52 @@ async def test_late_jobs_fail_unless_a_worker_has_them(store):
     assert {record.id for record in await store.reap(50.0)} == {lease.job_id, patient}
 
 
-async def test_the_steps_of_a_callback_are_noted_on_jobs_that_are_over_too(store):
-    lease = await held(store, callback="waits")
-    await store.finish(lease, DONE, 1.0)
-    assert (await store.set_callback(lease.job_id, "told")).callback == "told"
-    assert (await store.get(lease.job_id)).callback == "told"
+# Messages
+
+
+def told(records):
+    return [(record.id, record.message.tries, record.message.due) for record in records]
+
+
+async def test_a_message_is_due_when_its_job_is_over_whoever_ends_it(store):
+    lease = await held(store, job_id="done", message=Message("u"))
+    assert await store.take_messages(4.0, 30.0, 9) == []
+    await store.finish(lease, DONE, 4.0)
+    taken = await store.take_messages(4.0, 30.0, 9)
+    assert told(taken) == [("done", 1, 34.0)]
+    assert taken == [await store.get("done")]
+    await added(store, job("late", deadline=5.0, message=Message("u")), job("unwanted", message=Message("u")), job())
+    await store.request_cancel("unwanted", 5.0)
+    await store.reap(6.0)
+    assert sorted(told(await store.take_messages(6.0, 30.0, 9))) == [("late", 1, 36.0), ("unwanted", 1, 36.0)]
+
+
+async def test_a_message_is_one_sender_s_until_its_time_is_over(store):
+    await store.finish(await held(store, job_id="a", message=Message("u")), DONE, 1.0)
+    senders = [store.take_messages(2.0, 30.0, 9) for _ in range(3)]
+    assert [told(records) for records in await asyncio.gather(*senders) if records] == [[("a", 1, 32.0)]]
+    assert await store.take_messages(31.9, 30.0, 9) == []
+    # The first one has stopped.
+    assert told(await store.take_messages(32.0, 30.0, 9)) == [("a", 2, 62.0)]
+    # If it has not, what it says does not count any more.
+    await store.note_message("a", 1, None, "delivered")
+    assert (await store.get("a")).message == Message("u", 2, 62.0)
+    await store.note_message("a", 2, 40.0)
+    assert await store.take_messages(39.0, 30.0, 9) == []
+    assert told(await store.take_messages(40.0, 30.0, 9)) == [("a", 3, 70.0)]
+    await store.note_message("a", 3, None, "delivered")
+    await store.note_message("a", 3, 1.0)
+    assert await store.take_messages(1e9, 30.0, 9) == []
+    assert (await store.get("a")).message == Message("u", 3, None, "delivered")
+
+
+async def test_the_longest_due_messages_go_first_and_none_of_deleted_jobs(store):
+    for job_id, due in (("a", 3.0), ("b", 1.0), ("c", 2.0), ("d", 0.5)):
+        await store.finish(await held(store, job_id=job_id, message=Message("u", due=due)), DONE, 1.0)
+    await store.delete(["d"])
+    assert {record.id for record in await store.take_messages(9.0, 30.0, 2)} == {"b", "c"}
+    assert told(await store.take_messages(9.0, 30.0, 2)) == [("a", 1, 39.0)]
+    await store.note_message("d", 0, None, "refused")
 
 
 # Lists

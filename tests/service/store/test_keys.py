@@ -9,9 +9,9 @@ import pytest
 import sqlalchemy as sa
 
 from service.callers import Allowance, KeyNameError, Scope, mint
-from service.store.keys import open_keys
+from service.store.keys import open_keys, read_keys
 from service.store.port import StoreError
-from service.store.schema import KEYS
+from service.store.schema import KEYS, VERSION
 
 pytestmark = pytest.mark.anyio
 NOW = 1_000_000.0
@@ -102,6 +102,33 @@ async def test_a_file_is_made_when_a_key_is_and_for_its_owner_alone(tmp_path):
     await made.add(minted()[1])
     await made.close()
     assert stat.S_IMODE((tmp_path / "deep" / "keys.sqlite").stat().st_mode) == 0o600
+
+
+async def test_keys_are_looked_at_without_changing_the_database(keys, url, tmp_path):
+    _, key = minted()
+    await keys.add(key)
+    looked = await read_keys(url)
+    assert await looked.all() == [key]
+    assert await looked.find(key.id) == key
+    with pytest.raises(StoreError):
+        await looked.add(minted("other")[1])
+    async with keys._engine.begin() as connection:
+        await connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
+    try:
+        with pytest.raises(StoreError, match="another version"):
+            await read_keys(url)
+    finally:
+        async with keys._engine.begin() as connection:
+            await connection.exec_driver_sql(f"UPDATE alembic_version SET version_num = '{VERSION}'")  # noqa: S608
+    assert await (await read_keys(f"sqlite:///{tmp_path}/none.sqlite")).all() == []
+    assert not (tmp_path / "none.sqlite").exists()
+
+
+async def test_in_a_database_without_tables_there_are_no_keys(tmp_path):
+    file = tmp_path / "a strange name?.sqlite"
+    file.touch()
+    assert await (await read_keys(f"sqlite:///{tmp_path}/a strange name?.sqlite")).all() == []
+    assert file.stat().st_size == 0
 
 
 async def test_memory_keeps_none():
