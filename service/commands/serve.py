@@ -61,7 +61,7 @@ def serve(
     quiet()
     with told():
         check_keys(settings)
-    with collector_paused():
+    with collector_paused(for_good=True):
         import uvicorn
 
         from service.app import create_app
