@@ -294,7 +294,7 @@ class Catalog:
             family = _family_of(source) if entry.family is None else entry.family
             kind = FAMILIES[family]
             # Imported when it is first needed: diffusers takes seconds. There is no model before the first family.
-            with collector_paused(for_good="pipelines.families" not in sys.modules):
+            with collector_paused(for_good="pipelines.families.folder" not in sys.modules):
                 module = importlib.import_module(f"pipelines.families.{kind.module or family}")
             device, dtype = self._device_of(entry), DTYPES[self.dtype(entry.name)]
             options = LoadOptions(
