@@ -1,5 +1,6 @@
 """For all tests: no service that they start, in this process or another, keeps anything in the user's own folders."""
 
+import gc
 import os
 
 import pytest
@@ -7,6 +8,13 @@ import pytest
 from tests.servers import start
 
 os.environ["SUPERDIFF_DATABASE"] = "memory:"
+# What the test files import stays; the collector's looking through it again and again takes a fifth of the time.
+gc.disable()
+
+
+def pytest_collection_finish():
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True, scope="session")
