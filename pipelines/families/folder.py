@@ -24,7 +24,7 @@ _IRRELEVANT_TO_DECODING: Final = {"sample_size", "force_upcast"}
 _FINGERPRINTS: Final[WeakKeyDictionary[ConfigMixin, str]] = WeakKeyDictionary()
 _P = TypeVar("_P", bound=DiffusionPipeline)
 
-# While they load, these libraries print messages for developers: progress bars, hints to install torchvision.
+# While they load, these libraries print messages for developers, progress bars among them.
 diffusers_logging.disable_progress_bar()
 transformers_logging.disable_progress_bar()
 transformers_logging.set_verbosity_error()
