@@ -18,7 +18,6 @@ import importlib
 import json
 import os
 import re
-import sys
 import threading
 import time
 import tomllib
@@ -294,7 +293,7 @@ class Catalog:
             family = _family_of(source) if entry.family is None else entry.family
             kind = FAMILIES[family]
             # Imported when it is first needed: diffusers takes seconds. There is no model before the first family.
-            with collector_paused(for_good="pipelines.families.folder" not in sys.modules):
+            with collector_paused("pipelines.families.folder"):
                 module = importlib.import_module(f"pipelines.families.{kind.module or family}")
             device, dtype = self._device_of(entry), DTYPES[self.dtype(entry.name)]
             options = LoadOptions(

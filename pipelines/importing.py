@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 @contextlib.contextmanager
-def collector_paused(*, for_good: bool = False) -> Iterator[None]:
+def collector_paused(bringing: str = "") -> Iterator[None]:
     """Keep Python's cyclic garbage collector off while libraries are imported.
 
     Importing makes hundreds of thousands of objects that all stay, and the collector looks through them again and
@@ -20,17 +20,17 @@ def collector_paused(*, for_good: bool = False) -> Iterator[None]:
     off.
 
     Args:
-        for_good: Whether all objects that there are at the end stay until the process ends. The collector then never
-            looks at them again, neither at the end of the imports nor at any later collection. What becomes garbage
-            among them stays too, if it is in a cycle: so not while there are models or requests.
+        bringing: A module that brings large libraries with it. Where it is not there yet, all objects that there are at
+            the end stay until the process ends, and the collector never looks at them again. What becomes garbage among
+            them stays too, if it is in a cycle: so name one that comes before there are models and requests.
     """
-    was_on = gc.isenabled()
+    was_on, new = gc.isenabled(), bool(bringing) and bringing not in sys.modules
     gc.disable()
     try:
         yield
     finally:
         if was_on:
-            if for_good:
+            if new:
                 gc.freeze()
             gc.enable()
 

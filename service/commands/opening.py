@@ -18,7 +18,7 @@ def opened(url: str | None, key: str | None, catalog: Path | None, device: str |
         with RemoteSession(url, key) as remote:
             yield remote
         return
-    with collector_paused(for_good=True):
+    with collector_paused("service.app"):
         from service.commands.local import LocalSession
 
     with LocalSession(open_catalog(catalog, device), read_settings()) as local:

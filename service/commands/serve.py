@@ -62,7 +62,7 @@ def serve(
     quiet()
     with told():
         check_keys(settings)
-    with collector_paused(for_good=True):
+    with collector_paused("service.app"):
         import uvicorn
 
         from service.app import create_app
