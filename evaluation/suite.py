@@ -4,25 +4,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Final, Protocol
-
-from diffusers import AutoencoderKL
+from typing import TYPE_CHECKING, Protocol
 
 from evaluation.findings import Section
-from evaluation.judges.emoji import PLAN, EmojiJudge, train_judge
-from evaluation.judges.features import Classifier, Training, load_classifier
 from evaluation.store import Block, Outcome, Scope
 from pipelines.builtin.emoji.pictures import DATA_FOLDER
-from pipelines.builtin.train import load_part
 from pipelines.catalog import Catalog
 from pipelines.entry import BUILTIN_FOLDER
 
+if TYPE_CHECKING:
+    from evaluation.judges.emoji import EmojiJudge
+    from evaluation.judges.features import Classifier
+
 Results = Mapping[Block, Outcome]
-_QUICK_TRAINING: Final = Training(steps=40, batch=32, scenes=1000)
 
 
 class Bench:
-    """What blocks are measured with, loaded when it is first wanted.
+    """What blocks are measured with, imported and loaded when it is first wanted: mixtures want nothing of it.
 
     Args:
         folder: The run's; the classifier's weights are kept there.
@@ -38,13 +36,21 @@ class Bench:
         return Catalog.builtin("cpu")
 
     @cached_property
-    def classifier(self) -> Classifier:
+    def classifier(self) -> "Classifier":
         """Whose features tell pictures apart."""
-        return load_classifier(self._folder, _QUICK_TRAINING if self._quick else Training())
+        from evaluation.judges.features import Training, load_classifier
+
+        training = Training(steps=40, batch=32, scenes=1000) if self._quick else Training()
+        return load_classifier(self._folder, training)
 
     @cached_property
-    def emoji_judge(self) -> EmojiJudge:
+    def emoji_judge(self) -> "EmojiJudge":
         """Who tells what a picture of `emoji` shows; learns from pictures that ``scripts.fetch_emoji`` has fetched."""
+        from diffusers import AutoencoderKL
+
+        from evaluation.judges.emoji import PLAN, train_judge
+        from pipelines.builtin.train import load_part
+
         plan = replace(PLAN, steps=3, batch=4) if self._quick else PLAN
         autoencoder = load_part(AutoencoderKL, BUILTIN_FOLDER / "emoji", "vae")
         return train_judge(DATA_FOLDER, autoencoder, self._folder / "emoji-judge.pt", plan=plan)

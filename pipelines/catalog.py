@@ -297,8 +297,8 @@ class Catalog:
             source = _fetched(entry)
             family = _family_of(source) if entry.family is None else entry.family
             kind = FAMILIES[family]
-            # Imported when it is first needed: diffusers takes seconds.
-            with collector_paused():
+            # Imported when it is first needed: diffusers takes seconds. There is no model before the first family.
+            with collector_paused("pipelines.families.folder"):
                 module = importlib.import_module(f"pipelines.families.{kind.module or family}")
             device, dtype = self._device_of(entry), DTYPES[self.dtype(entry.name)]
             options = LoadOptions(

@@ -1,6 +1,7 @@
 """Who may know whom: read from the imports themselves, so that the house stays as it is drawn."""
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -10,16 +11,18 @@ WEB = {"service", "fastapi", "starlette", "pydantic", "pydantic_settings", "uvic
 HUB = {"diffusers", "transformers"}
 
 
+@cache
 def imports(path):
     """Every module that a file imports, anywhere in it."""
+    found = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            yield node.module or ""
             # What is imported from a package may be a module of it.
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            found += [node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return found
 
 
 def roots(path):

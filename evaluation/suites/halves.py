@@ -29,7 +29,7 @@ from pipelines.catalog import Catalog
 from pipelines.composition import Average, Expression, Or, Prompt
 
 PICTURES: Final = 288
-_QUICK_PICTURES: Final = 12
+_QUICK_PICTURES: Final = 8
 _REAL: Final = 2000
 _STREAM, _REAL_STREAM = 20, 21
 _RESAMPLES: Final = 100

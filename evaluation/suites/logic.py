@@ -21,7 +21,7 @@ from pipelines.builtin.scenes import COLOURS, SHAPES
 from pipelines.composition import DECISIVE, And, Expression, Not, Or, Product, Prompt, Xor
 
 PICTURES: Final = 96
-_QUICK_PICTURES: Final = 2
+_QUICK_PICTURES: Final = 1
 _QUICK_ROWS: Final = 160
 _FIRST_STREAM: Final = 30
 _LOGIC: Final = "logic"

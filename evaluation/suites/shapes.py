@@ -27,7 +27,7 @@ from pipelines.sampler import sample
 GUIDANCES: Final = (4.0, 8.0)
 _SCENES: Final = 48
 _EACH: Final = 2
-_QUICK_PICTURES: Final = 2
+_QUICK_PICTURES: Final = 1
 _QUICK_ROWS: Final = 50
 _STRENGTHS: Final = (0.25, 0.5, 0.75, 0.9)
 _THERE: Final = "named thing there"

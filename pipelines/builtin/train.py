@@ -44,8 +44,6 @@ _WIDTH: Final = 64
 _KL_WEIGHT: Final = 1e-4
 _UNCONDITIONAL: Final = 0.1
 _NOISY_WORDS: Final = 0.1
-_MEASURED_SCENES: Final = 512
-
 
 _AUTOENCODER: Final = Plan(steps=3_600, batch=32, learning_rate=2e-3, ema_decay=0.99)
 _SHAPES: Final = Plan(steps=14_000, batch=64, learning_rate=8e-4)
@@ -55,13 +53,16 @@ _FURTHER: Final = Plan(steps=6_000, batch=32, learning_rate=8e-4)
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Sizes of a run: each stage's plan, and that of training a denoiser further; scenes of each model."""
+    """Sizes of a run: each stage's plan, and that of training a denoiser further; scenes of each model, and how many
+    others its denoising error is measured on.
+    """
 
     autoencoder: Plan = _AUTOENCODER
     shapes: Plan = _SHAPES
     half: Plan = _HALF
     further: Plan = _FURTHER
     scenes: int = 30_000
+    measured: int = 512
     seed: int = 0
 
     def smoke(self) -> "Recipe":
@@ -74,6 +75,7 @@ class Recipe:
             half=replace(self.half, **tiny),
             further=replace(self.further, **tiny),
             scenes=16,
+            measured=4,
         )
 
 
@@ -284,9 +286,8 @@ def measure(recipe: Recipe, name: str, folder: Path) -> DenoisingError:
     """The saved model's denoising error on scenes and captions that it was not trained on."""
     model = StableDiffusion.load(folder, torch.device("cpu"), torch.float32)
     rng = np.random.default_rng((recipe.seed, 2**32, list(MODELS).index(name)))
-    count = min(_MEASURED_SCENES, recipe.scenes)
-    captioned = CaptionedScenes([draw_scene(rng, MODELS[name]) for _ in range(count)])
-    pairs = [captioned.draw(rng) for _ in range(count)]
+    captioned = CaptionedScenes([draw_scene(rng, MODELS[name]) for _ in range(recipe.measured)])
+    pairs = [captioned.draw(rng) for _ in range(recipe.measured)]
     images = pixels([captioned.scenes[index] for _, index in pairs]) / 2 + 0.5
     condition = model.encode_prompts([str(caption) for caption, _ in pairs])
     return calibrate_on_samples(model, model.encode(images), condition, recipe.seed)

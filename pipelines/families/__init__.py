@@ -3,10 +3,8 @@
 Each family is one file. Only these files import diffusers and transformers, and they do not depend on the sampler.
 """
 
-from diffusers.utils import logging as diffusers_logging
-from transformers.utils import logging as transformers_logging
+import os
 
-# While they load, these libraries print messages for developers: progress bars, hints to install torchvision.
-diffusers_logging.disable_progress_bar()
-transformers_logging.disable_progress_bar()
-transformers_logging.set_verbosity_error()
+# Read when transformers is imported, which prints hints to install torchvision otherwise. The family of exact mixtures
+# needs neither library, so neither is imported here.
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

@@ -9,7 +9,9 @@ from weakref import WeakKeyDictionary
 
 import torch
 from diffusers import ConfigMixin, DiffusionPipeline
+from diffusers.utils import logging as diffusers_logging
 from safetensors import SafetensorError, safe_open
+from transformers.utils import logging as transformers_logging
 
 from pipelines.errors import InvalidInputError, ModelLoadError
 from pipelines.kernel import DenoisingError
@@ -21,6 +23,11 @@ _VARIANCE_PRESERVING: Final = (Prediction.EPSILON, Prediction.V, Prediction.SAMP
 _IRRELEVANT_TO_DECODING: Final = {"sample_size", "force_upcast"}
 _FINGERPRINTS: Final[WeakKeyDictionary[ConfigMixin, str]] = WeakKeyDictionary()
 _P = TypeVar("_P", bound=DiffusionPipeline)
+
+# While they load, these libraries print messages for developers, progress bars among them.
+diffusers_logging.disable_progress_bar()
+transformers_logging.disable_progress_bar()
+transformers_logging.set_verbosity_error()
 
 
 def load_pipeline(

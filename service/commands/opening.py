@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from pipelines.importing import collector_paused
 from service.commands.common import open_catalog, read_settings
 from service.commands.session import Session
 
@@ -17,7 +18,8 @@ def opened(url: str | None, key: str | None, catalog: Path | None, device: str |
         with RemoteSession(url, key) as remote:
             yield remote
         return
-    from service.commands.local import LocalSession
+    with collector_paused("service.app"):
+        from service.commands.local import LocalSession
 
     with LocalSession(open_catalog(catalog, device), read_settings()) as local:
         yield local

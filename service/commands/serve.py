@@ -12,7 +12,7 @@ from typing import Annotated, Final
 import typer
 
 from pipelines.errors import CatalogError
-from pipelines.importing import collector_paused
+from pipelines.importing import collector_paused, link_ahead
 from service.commands.common import CatalogOption, CommandError, DeviceOption, catalog_path, quiet, read_settings, told
 from service.commands.keys import check_keys
 from service.logs import LogFormat, set_up
@@ -66,10 +66,11 @@ def serve(
         settings = settings.model_copy(update={"catalog": catalog_path(None, settings)})
     set_up(settings.log_format, settings.log_level)
     bound_spinning(os.environ)
+    link_ahead("torch", "lib/libtorch_cpu.so")
     quiet()
     with told():
         check_keys(settings)
-    with collector_paused():
+    with collector_paused("service.app"):
         import uvicorn
 
         from service.app import create_app

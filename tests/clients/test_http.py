@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import httpx
 import numpy as np
@@ -16,10 +15,8 @@ import pytest
 from PIL import Image
 
 from pipelines.builtin.oracle import holds, read_picture
-from tests.clients.conftest import start
 from tests.pipelines.families import tiny
-
-ROOT = Path(__file__).parents[2]
+from tests.servers import start
 
 AND, OR = "/v1/superpose/and", "/v1/superpose/or"
 BODY_OF = {"steps": 10, "seed": 7}
@@ -260,20 +257,3 @@ def test_a_wrong_catalogue_stops_the_start_with_one_line(tmp_path):
     assert ended.returncode == 2
     assert "models.a.dtype: 'int4' is not allowed; it must be one of float32" in ended.stderr
     assert "Traceback" not in ended.stderr
-
-
-def test_the_models_that_ship_answer_as_they_are_started(tmp_path):
-    """As `make serve` starts it: the first model draws what people recognise, with a LoRA for each style."""
-    server = start(tmp_path / "log", catalog=ROOT / "superdiff.toml")
-    try:
-        first, *others = httpx.get(f"{server.url}/v1/models").json()["data"]
-        assert first["id"] == "emoji"
-        assert first["default"]
-        assert first["loras"] == ["fluent", "noto"]
-        assert [other["id"] for other in others] == ["shapes", "shapes-round", "shapes-sharp"]
-        body = {"expression": '"a cat"<lora:noto:1> AND "a pizza"', "steps": 2, "seed": 1}
-        answered = httpx.post(f"{server.url}/v1/superpose", json=body, timeout=60)
-        assert answered.status_code == 200
-        assert answered.json()["models"] == ["emoji"]
-    finally:
-        server.stop()

@@ -13,8 +13,8 @@ import webuiapi
 from playwright.sync_api import expect
 
 from integrations.client import Client, ServiceError
-from tests.clients.conftest import start
 from tests.clients.test_page import browser  # noqa: F401
+from tests.servers import start
 from tests.service.keys import KeysIn, NewKey
 
 BLOB = re.compile("^blob:")

@@ -17,7 +17,6 @@ import openai
 import pytest
 from PIL import Image
 
-from tests.clients.conftest import start
 from tests.clients.test_http import pixels, until
 
 NATIVE = "/v1/superpose"
@@ -27,13 +26,6 @@ LONG = {"superdiff": {"steps": 1000, "candidates": 8}}
 AND = '"a red circle" AND ("a blue star" OR "a green square")'
 TREE = {"and": ["a red circle", {"or": ["a blue star", "a green square"]}]}
 DOCUMENT = Path(__file__).parents[2] / "docs/openai.md"
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    running = start(tmp_path_factory.mktemp("server") / "log", SUPERDIFF_CALLER_JOBS="2")
-    yield running
-    running.stop()
 
 
 def client_of(server, key, **options):
@@ -348,7 +340,7 @@ def crowded(server):
     with httpx.Client(base_url=server.url, headers=headers) as crowd:
         # Long enough to be there, and short enough for a Retry-After that the client heeds, two minutes at most.
         body = {"expression": "a", "steps": 200}
-        paths = [crowd.post(NATIVE, json=body).headers["location"] for _ in range(2)]
+        paths = [crowd.post(NATIVE, json=body).headers["location"] for _ in range(16)]
 
         def leave():
             for path in paths:

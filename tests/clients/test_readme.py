@@ -8,11 +8,12 @@ import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import httpx
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests.clients.conftest import start
+from tests.servers import start
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -25,11 +26,9 @@ DRAWN_ANEW = 2.0
 
 @pytest.fixture(scope="module")
 def emoji(tmp_path_factory):
-    """The service with the model that answers first, as `make serve` starts it, and a folder to work in."""
+    """The service with the models that ship, as `make serve` starts it, and a folder to work in."""
     folder = tmp_path_factory.mktemp("readme")
-    catalog = folder / "catalog.toml"
-    catalog.write_text('[models.emoji]\nsource = "builtin:emoji"\n')
-    running = start(folder / "log", catalog)
+    running = start(folder / "log", ROOT / "superdiff.toml")
     yield running, folder
     running.stop()
 
@@ -46,6 +45,20 @@ def run(block, emoji, *command):
 
 def picture(path):
     return np.asarray(Image.open(path).convert("RGB"), dtype=float)
+
+
+def test_the_models_that_ship_answer_as_they_are_started(emoji):
+    """The first draws what people recognise, with a LoRA for each style."""
+    server, _ = emoji
+    first, *others = httpx.get(f"{server.url}/v1/models").json()["data"]
+    assert first["id"] == "emoji"
+    assert first["default"]
+    assert first["loras"] == ["fluent", "noto"]
+    assert [other["id"] for other in others] == ["shapes", "shapes-round", "shapes-sharp"]
+    body = {"expression": '"a cat"<lora:noto:1> AND "a pizza"', "steps": 2, "seed": 1}
+    answered = httpx.post(f"{server.url}/v1/superpose", json=body, timeout=60)
+    assert answered.status_code == 200
+    assert answered.json()["models"] == ["emoji"]
 
 
 def test_every_kind_of_client_is_shown():

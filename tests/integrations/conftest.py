@@ -2,15 +2,11 @@ import os
 
 import pytest
 
-from tests.clients.conftest import start
-
 
 @pytest.fixture(scope="session")
-def service(tmp_path_factory):
+def service(server):
     """A live service with the models of shapes."""
-    running = start(tmp_path_factory.mktemp("service") / "log")
-    yield running
-    running.stop()
+    return server
 
 
 @pytest.fixture(scope="session")

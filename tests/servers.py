@@ -1,3 +1,5 @@
+"""A real server process for tests."""
+
 import os
 import re
 import subprocess
@@ -7,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
-import pytest
 
 
 @dataclass
@@ -50,11 +51,3 @@ def start(log_path, catalog=SHAPES, **environment):
     process.kill()
     process.wait()
     raise AssertionError(f"not ready: {log_path.read_text()}")
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    """The service with the models of shapes."""
-    running = start(tmp_path_factory.mktemp("server") / "log")
-    yield running
-    running.stop()
