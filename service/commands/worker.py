@@ -47,7 +47,7 @@ def worker(
     set_up(settings.log_format, settings.log_level)
     bound_spinning(os.environ)
     quiet()
-    with collector_paused():
+    with collector_paused("service.workers.process"):
         from service.store.port import StoreError
         from service.tracing import Tracing, TracingError, provider_from_environment, wanted
         from service.workers.process import WorkerProcess
