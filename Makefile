@@ -54,6 +54,7 @@ bench: setup
 	$(BIN)/python -m benchmarks.http
 	$(BIN)/python -m benchmarks.startup
 	$(BIN)/python -m benchmarks.store
+	$(BIN)/python -m benchmarks.workers
 
 eval: setup
 	$(BIN)/python -m evaluation

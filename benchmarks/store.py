@@ -1,4 +1,5 @@
-"""The store of jobs: how many jobs a second are accepted, claimed and ended, and how many leases heartbeats renew.
+"""The store of jobs: how many jobs a second are accepted, claimed and ended, how many leases heartbeats renew, and of
+how many jobs the progress is told.
 
 The work itself is left out: workers claim up to four jobs at once, start and end them. On SQLite and on a PostgreSQL
 server that is started for this in a temporary folder, with its default settings: what is told as done is on the disk.
@@ -17,13 +18,14 @@ from typing import Any
 
 from service.store.opening import open_store
 from service.store.port import Store
-from service.store.records import Ending, JobKind, JobRecord, JobState, Wants
+from service.store.records import Ending, JobKind, JobRecord, JobState, Progress, Wants
 
-JOBS = 320
+JOBS = 640
 CALLERS = 12
 AT_ONCE = 4
 HELD = 16
 HEARTBEATS = 30
+TOLD_BYTES = 2_000
 BACKLOG = 1_000
 WAYS = (("SQLite", 1), ("PostgreSQL", 1), ("PostgreSQL", 8))
 
@@ -77,6 +79,19 @@ async def beating(store: Store, share: int, processes: int, start: float) -> lis
         took.append(time.perf_counter() - began)
         if len(renewal.kept) != len(leases):
             raise RuntimeError("a lease was lost")
+    return took
+
+
+async def telling(store: Store, share: int, processes: int, start: float) -> list[float]:
+    """Seconds of each call that tells of the progress of all held jobs, as those who watch from elsewhere hear it."""
+    leases = [claim.lease for claim in await store.claim(f"worker {share}", Wants(jobs=HELD), time.time())]
+    await store.watch([lease.job_id for lease in leases], time.time() + 600)
+    took = []
+    for number in range(1, HEARTBEATS + 1):
+        told = [Progress(lease.job_id, lease.fence, number, bytes(TOLD_BYTES)) for lease in leases]
+        began = time.perf_counter()
+        await store.tell(told)
+        took.append(time.perf_counter() - began)
     return took
 
 
@@ -137,8 +152,10 @@ def measure(url: Callable[[], str], processes: int) -> dict[str, float]:
         seconds, took = together(pool, beating, database, processes)
         numbers["leases renewed a second"] = len(took) * HELD / seconds
         numbers["heartbeat of 16 leases, ms"] = statistics.median(took) * 1e3
+        seconds, took = together(pool, telling, database, processes)
+        numbers["jobs whose progress is told a second"] = len(took) * HELD / seconds
         seconds, took = together(pool, working, database, processes)
-        numbers["jobs claimed, started and ended a second"] = (JOBS - HELD * processes) / seconds
+        numbers["jobs claimed, started and ended a second"] = (JOBS - 2 * HELD * processes) / seconds
         numbers["claim of 4 jobs, ms"] = statistics.median(took) * 1e3
     return numbers
 

@@ -1,0 +1,130 @@
+"""Workers in processes of their own: what the way through the store costs, and what a second worker brings.
+
+One thread for each process that computes. The same requests, AND of two prompts, go to a service that computes in its
+own process, and to services whose workers, one and two, take them from a PostgreSQL server that is started for this in
+a temporary folder.
+"""
+
+import os
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from tempfile import TemporaryDirectory
+
+import httpx
+
+from benchmarks.harness import arguments, medians, report, table
+
+WAYS: Mapping[str, tuple[str, ...]] = {
+    "embedded": (),
+    "1 worker": ("--workers", "1"),
+    "2 workers": ("--workers", "2"),
+}
+BODY = {"components": [{"prompt": text, "model": "shapes"} for text in ("a red circle", "a blue star")]}
+CLIENTS, EACH = 16, 4
+ALONE = 20
+READY_S, ANSWER_S = 180.0, 300.0
+
+
+@contextmanager
+def service(port: int, database: str, folder: str, *options: str) -> Iterator[httpx.Client]:
+    """A running service, its workers ready."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "SUPERDIFF_STATE": folder, "SUPERDIFF_DATABASE": database}
+    command = [sys.executable, "-m", "service.cli", "serve", "--port", str(port), *options]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=ANSWER_S) as client:
+            workers = int(options[1]) if options else 1
+            end = time.monotonic() + READY_S
+            while not _ready(client, workers):
+                if time.monotonic() > end:
+                    raise RuntimeError(f"serve {' '.join(options)} is not ready")
+                time.sleep(0.1)
+            yield client
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _ready(client: httpx.Client, workers: int) -> bool:
+    with suppress(httpx.TransportError):
+        told = client.get("/v1/workers").json()["workers"]
+        return bool(sum(worker["state"] == "ready" for worker in told) >= workers)
+    return False
+
+
+def one_by_one(client: httpx.Client, steps: int) -> float:
+    """Median seconds of a request alone."""
+    took = []
+    for seed in range(ALONE):
+        began = time.perf_counter()
+        client.post("/v1/superpose/and", json=BODY | {"steps": steps, "seed": seed}).raise_for_status()
+        took.append(time.perf_counter() - began)
+    return statistics.median(took)
+
+
+def crowd(client: httpx.Client) -> tuple[float, float]:
+    """Pictures a second of several clients at once; the 99th of a hundred waits for /healthz meanwhile, in seconds."""
+    health: list[float] = []
+    over = threading.Event()
+
+    def press(number: int) -> None:
+        with httpx.Client(base_url=client.base_url, timeout=ANSWER_S) as own:
+            for seed in range(EACH):
+                body = BODY | {"steps": 25, "seed": 1000 * number + seed}
+                own.post("/v1/superpose/and", json=body).raise_for_status()
+
+    def look() -> None:
+        while not over.is_set():
+            began = time.perf_counter()
+            client.get("/healthz").raise_for_status()
+            health.append(time.perf_counter() - began)
+            time.sleep(0.02)
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    began = time.perf_counter()
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        list(pool.map(press, range(CLIENTS)))
+    took = time.perf_counter() - began
+    over.set()
+    looking.join()
+    return CLIENTS * EACH / took, statistics.quantiles(health, n=100)[98]
+
+
+def main() -> None:
+    """Measure, print, write."""
+    given = arguments("workers", __doc__)
+    from tests.postgres import server
+
+    seen: dict[str, dict[str, list[float]]] = {name: {} for name in WAYS}
+    with TemporaryDirectory() as folder, server() as postgres:
+        for repeat in range(given.repeats):
+            for place, (name, options) in enumerate(WAYS.items()):
+                database = postgres.create(f"w{repeat}_{place}")
+                with service(8970 + place, database, f"{folder}/{repeat}{place}", *options) as client:
+                    one_by_one(client, 2)
+                    rate, health = crowd(client)
+                    numbers = {
+                        "request of 5 steps alone, ms": 1e3 * one_by_one(client, 5),
+                        "pictures a second, 16 clients": rate,
+                        "/healthz meanwhile, p99, ms": 1e3 * health,
+                    }
+                for what, value in numbers.items():
+                    seen[name].setdefault(what, []).append(value)
+    numbers_of = {name: medians(values) for name, values in seen.items()}
+    rows = [[what, *(f"{numbers_of[name][what]:.3g}" for name in WAYS)] for what in numbers_of["embedded"]]
+    text = table(["", *WAYS], rows)
+    pictures = "pictures a second, 16 clients"
+    gain = numbers_of["2 workers"][pictures] / numbers_of["1 worker"][pictures]
+    text += f"\n\nTwo workers draw {gain:.2f} times as many pictures a second as one."
+    report(f"Workers, medians of {given.repeats}", text, numbers_of, given.out)
+
+
+if __name__ == "__main__":
+    main()
