@@ -81,9 +81,8 @@ class Settings(BaseSettings):
         bool, Field(description="Call back hosts of private networks too, and by plain HTTP.")
     ] = False
     workers: Annotated[
-        int | Literal["auto"] | None,
+        Annotated[int, Field(ge=0)] | Literal["auto"] | None,
         Field(
-            ge=0,
             description="Processes that compute: auto for one a device, or a number; 0 for those that others start; "
             "none to compute in the service's own process.",
         ),
