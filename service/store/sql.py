@@ -6,12 +6,12 @@ a time; on PostgreSQL claims pass over rows that others are claiming, and so do 
 """
 
 import asyncio
-import contextlib
 import json
 import logging
 import math
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -383,7 +383,6 @@ class SqlStore:
         """Give connections back."""
         self._closing = True
         if self._polling is not None:
-            # Cut off in the middle of a statement, its connection would not be closed.
             await asyncio.gather(self._polling, return_exceptions=True)
         await self._drop_listener()
         await self._database.close()
@@ -526,8 +525,8 @@ class SqlStore:
     async def _hear(self) -> None:
         """Listen to other processes, if the connection for it was lost or is the first."""
         if not self._postgres:
-            if self._shared and (self._polling is None or self._polling.done()):
-                self._polling = asyncio.create_task(self._poll())
+            if self._shared and self._polling is None and self._engine.url.database:
+                self._polling = asyncio.create_task(self._poll(Path(self._engine.url.database)))
             return
         async with self._connecting:
             if self._hearing:
@@ -539,18 +538,20 @@ class SqlStore:
             except StoreError as error:
                 _LOG.warning("nothing is heard from other processes until the next try: %s", error)
 
-    async def _poll(self) -> None:
-        """Ring when another process has written: SQLite tells nobody, but counts for each connection."""
-        seen = None
-        with contextlib.suppress(StoreError):
-            async with told(), self._engine.connect() as connection:
-                while not self._closing:
-                    version = (await connection.exec_driver_sql("PRAGMA data_version")).scalar_one()
-                    await connection.rollback()
-                    if version != seen:
-                        seen = version
-                        self._ring()
-                    await asyncio.sleep(_POLL_S)
+    async def _poll(self, file: Path) -> None:
+        """Ring when a process has written: SQLite tells nobody, but its log's file changes.
+
+        Files' times are told in steps of some milliseconds. What is written in the same step as what was just seen
+        would go unnoticed, so the next look rings once more.
+        """
+        log = file.with_name(f"{file.name}-wal")
+        seen, again = _changed(log), True
+        while not self._closing:
+            found = _changed(log)
+            if found != seen or again:
+                self._ring()
+            seen, again = found, found != seen
+            await asyncio.sleep(_POLL_S)
 
     async def _connect_listener(self) -> None:
         self._listener = await self._engine.connect()
@@ -585,6 +586,15 @@ class _Bell:
         """Wait for a ring since the last call; False where none came in time."""
         await self._hear()
         return await self._local.wait(timeout_s)
+
+
+def _changed(file: Path) -> tuple[int, int] | None:
+    """When a file was last written, in nanoseconds, and its size; None where there is none."""
+    try:
+        told = file.stat()
+    except OSError:
+        return None
+    return told.st_mtime_ns, told.st_size
 
 
 def waiting_query(limit: int, suited: sa.ColumnElement[bool]) -> sa.Select[Any]:
