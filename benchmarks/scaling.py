@@ -43,7 +43,8 @@ POLICIES: Final[Mapping[str, Policy]] = {
     "as many as fit": replace(DEFAULT, together=64),
     "emptier workers not first": replace(DEFAULT, defer_s=0.0),
     "models mix freely": replace(DEFAULT, mixed_s=0.0),
-    "as many as fit, no order among workers, models mix": Policy(together=64, patience_s=10.0),
+    "8 at a claim, patience 2 s, neither of these": Policy(together=8, patience_s=2.0),
+    "as many as fit, no patience, neither of these": Policy(together=64),
     "claims spread over 1 s": replace(DEFAULT, spread_s=1.0),
     "renewed at rings, every second": replace(DEFAULT, beat_s=1.0),
     "not rung when a job ends": replace(DEFAULT, ring_finished=False),
@@ -72,7 +73,7 @@ class Size:
     calls: int
 
 
-FULL: Final = Size({1: 20_000, 10: 2_000, 100: 300, 1000: 60}, (100, 120), (1000, 30), (1, 2, 4, 8), 25, 100)
+FULL: Final = Size({1: 6_000, 10: 600, 100: 120, 1000: 30}, (100, 60), (1000, 20), (1, 2, 4), 15, 60)
 QUICK: Final = Size({1: 600, 10: 120}, (10, 60), (20, 30), (1, 2), 4, 20)
 
 

@@ -1,6 +1,5 @@
 """Workers that claim from one store, and the ideal that they are measured against."""
 
-import functools
 import heapq
 import random
 from collections.abc import Callable, Sequence
@@ -220,9 +219,8 @@ class Cluster:
         )
 
     def _claim(self, worker: Worker, wants: Wants) -> None:
-        policy = self._policy
-        patience = functools.partial(worker.patience, mixed_s=policy.mixed_s, cold_s=policy.patience_s)
-        jobs = self._queue.claim(wants, self._loop.now, functools.cache(patience))
+        patience = worker.patience(self._policy.mixed_s, self._policy.patience_s)
+        jobs = self._queue.claim(wants, self._loop.now, patience)
         if jobs:
             self._gauge.waits(len(self._queue))
             self._store.call("claimed", self._costs.claimed * len(jobs), self._claimed, worker, jobs, self._rings)

@@ -1,5 +1,6 @@
 """The store's queue, by the order of :mod:`service.engine.turns` and the rows of :mod:`service.store.moves`."""
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator
 
@@ -9,7 +10,8 @@ from service.store.moves import Candidate, fitting
 from service.store.port import Rules
 from service.store.records import Wants
 
-Key = tuple[str, int, frozenset[int]]
+Group = dict[tuple[str, int], deque[Job]]
+"""(caller, priority) → its jobs, first come first; empty ones are removed."""
 
 
 class Queue:
@@ -17,8 +19,8 @@ class Queue:
 
     def __init__(self, rules: Rules | None = None) -> None:
         self._ageing_s = (rules or Rules()).ageing_s
-        # (caller, priority, models) → its jobs, first come first. Empty queues are removed.
-        self._queues: dict[Key, deque[Job]] = {}
+        # By the models that the jobs need.
+        self._groups: dict[frozenset[int], Group] = {}
         # Caller → when it was last served, as a count of claims.
         self._served: dict[str, int] = {}
         self._admissions = 0
@@ -30,8 +32,8 @@ class Queue:
 
     def add(self, job: Job) -> None:
         """A job comes, not before those that came earlier by their ``submitted``."""
-        key = job.candidate.caller, job.candidate.priority, job.models
-        self._queues.setdefault(key, deque()).append(job)
+        group = self._groups.setdefault(job.models, {})
+        group.setdefault((job.candidate.caller, job.candidate.priority), deque()).append(job)
         self._count += 1
 
     def claim(self, wants: Wants, now: float, patience: Callable[[frozenset[int]], float] | None = None) -> list[Job]:
@@ -54,10 +56,13 @@ class Queue:
                 yield job.candidate
 
         queues: list[Iterator[Candidate]] = []
-        for (_, _, models), jobs in self._queues.items():
+        for models, group in self._groups.items():
             before = now - patience(models) if patience else now
-            if jobs[0].candidate.submitted <= before:
-                queues.append(old_enough(jobs, before))
+            if before > -math.inf:
+                heads = (jobs for jobs in group.values() if jobs[0].candidate.submitted <= before)
+                queues += [old_enough(jobs, before) for jobs in heads]
+        if not queues:
+            return []
         chosen = fitting(in_turn(queues, self._served, self._admissions, now, self._ageing_s), wants)
         taken = [found[each.id] for each in chosen]
         for job in taken:
@@ -65,14 +70,15 @@ class Queue:
         return taken
 
     def _take(self, job: Job) -> None:
-        key = job.candidate.caller, job.candidate.priority, job.models
-        jobs = self._queues[key]
-        if jobs[0] is job:
-            jobs.popleft()
+        group, key = self._groups[job.models], (job.candidate.caller, job.candidate.priority)
+        if group[key][0] is job:
+            group[key].popleft()
         else:
-            jobs.remove(job)
-        if not jobs:
-            del self._queues[key]
+            group[key].remove(job)
+        if not group[key]:
+            del group[key]
+        if not group:
+            del self._groups[job.models]
         self._count -= 1
         self._admissions += 1
         self._served[job.candidate.caller] = self._admissions

@@ -83,20 +83,24 @@ class Worker:
         """How many it has."""
         return len(self._running) + len(self._joining)
 
-    def patience(self, models: frozenset[int], mixed_s: float, cold_s: float) -> float:
-        """How long jobs of these models are left to others.
+    def patience(self, mixed_s: float, cold_s: float) -> Callable[[frozenset[int]], float]:
+        """How long jobs are left to others, by the models that they need.
 
         Args:
-            models: What they need.
             mixed_s: Where it has them loaded, but computes with others at the moment; half of it where with one of two.
             cold_s: Where it has not.
         """
         used = {model for job in (*self._running, *self._joining) for model in job.models}
-        if models <= used:
-            return 0.0
-        if self._warm.keys() >= models:
-            return mixed_s * len(models - used) / len(models) if used else 0.0
-        return cold_s if len(used | models) <= self._device.models else math.inf
+        loaded, most = self._warm.keys(), self._device.models
+
+        def left_s(models: frozenset[int]) -> float:
+            if models <= used:
+                return 0.0
+            if loaded >= models:
+                return mixed_s * len(models - used) / len(models) if used else 0.0
+            return cold_s if len(used | models) <= most else math.inf
+
+        return left_s
 
     def join(self, jobs: Iterable[Job]) -> None:
         """Jobs come, and run from the next step on."""

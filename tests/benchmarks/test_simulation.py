@@ -144,18 +144,18 @@ def test_loading_holds_everybody_up_and_evicts_what_is_not_used():
     # One step, loading, then a step of both models, a second each.
     assert ends[1] == pytest.approx(13.0)
     assert worker.loads == 1
-    assert worker.patience(frozenset({0}), 5.0, 9.0) == 0.0
-    assert worker.patience(frozenset({1}), 5.0, 9.0) == 9.0
+    assert worker.patience(5.0, 9.0)(frozenset({0})) == 0.0
+    assert worker.patience(5.0, 9.0)(frozenset({1})) == 9.0
 
 
 def test_patience_depends_on_what_is_loaded_and_what_runs():
     loop = Loop()
     device = Device(Curve(((1, 1.0),)), rows=8, models=2)
     worker = Worker(loop, device, device.step.table(8), lambda *_: None, lambda *_: None, (0, 1))
-    patience = [worker.patience(frozenset(models), 4.0, 9.0) for models in ({0}, {0, 1}, {2}, {0, 2})]
+    patience = [worker.patience(4.0, 9.0)(frozenset(models)) for models in ({0}, {0, 1}, {2}, {0, 2})]
     assert patience == [0.0, 0.0, 9.0, 9.0]
     worker.join([job(0, 0.0)])
-    patience = [worker.patience(frozenset(models), 4.0, 9.0) for models in ({0}, {1}, {0, 1}, {2}, {1, 2})]
+    patience = [worker.patience(4.0, 9.0)(frozenset(models)) for models in ({0}, {1}, {0, 1}, {2}, {1, 2})]
     assert patience == [0.0, 4.0, 2.0, 9.0, math.inf]
 
 
