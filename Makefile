@@ -47,6 +47,7 @@ bench: setup
 	$(BIN)/python -m benchmarks.http
 	$(BIN)/python -m benchmarks.startup
 	$(BIN)/python -m benchmarks.store
+	$(BIN)/python -m benchmarks.scaling
 
 eval: setup
 	$(BIN)/python -m evaluation

@@ -11,7 +11,9 @@ first. The day is shorter than a real one: as many jobs come in a second, but no
     wait           from a request to its end, as its client sees it
     ideal          the same jobs and devices, every model loaded everywhere, no call takes time, and one who sees all at
                    once places each job where it adds least to all step times
+                   (no bound: who keeps to one model at a time may do better)
     bound          the same where rows of all models share a forward, which no device can do
+    store busy     work that the store's cores are given, as a share of what they can do; above 1 it piles up
 """
 
 import argparse
