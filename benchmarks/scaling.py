@@ -253,13 +253,13 @@ def days(setting: Setting, seeds: int, size: tuple[int, float], say: Callable[[s
 
 
 def demands(numbers: Sequence[Mapping[str, float]]) -> str:
-    """Whether the recommended policy does what is asked of it on the median day, and how far the worst one is from it."""
+    """Whether the recommended policy does what is asked of it on the median day; and the worst day."""
     busy, late = [each["utilisation"] for each in numbers], [each["p99 ÷ ideal"] for each in numbers]
     middle = statistics.median(busy), statistics.median(late)
     verdicts = ["held" if middle[0] >= UTILISATION else "NOT held", "held" if middle[1] <= P99 else "NOT held"]
     return (
-        f"Demands at {numbers[0]['workers']:.0f} workers, the median of {len(numbers)} days: utilisation {middle[0]:.3f} "
-        f"≥ {UTILISATION}: {verdicts[0]}, the worst day {min(busy):.3f}; p99 wait ÷ ideal {middle[1]:.2f} ≤ {P99}: "
+        f"Demands at {numbers[0]['workers']:.0f} workers, the median of {len(numbers)} days: utilisation "
+        f"{middle[0]:.3f} ≥ {UTILISATION}: {verdicts[0]}, the worst day {min(busy):.3f}; p99 wait ÷ ideal {middle[1]:.2f} ≤ {P99}: "
         f"{verdicts[1]}, the worst day {max(late):.2f}."
     )
 
