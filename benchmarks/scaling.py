@@ -259,8 +259,8 @@ def demands(numbers: Sequence[Mapping[str, float]]) -> str:
     verdicts = ["held" if middle[0] >= UTILISATION else "NOT held", "held" if middle[1] <= P99 else "NOT held"]
     return (
         f"Demands at {numbers[0]['workers']:.0f} workers, the median of {len(numbers)} days: utilisation "
-        f"{middle[0]:.3f} ≥ {UTILISATION}: {verdicts[0]}, the worst day {min(busy):.3f}; p99 wait ÷ ideal {middle[1]:.2f} ≤ {P99}: "
-        f"{verdicts[1]}, the worst day {max(late):.2f}."
+        f"{middle[0]:.3f} ≥ {UTILISATION}: {verdicts[0]}, the worst day {min(busy):.3f}; "
+        f"p99 wait ÷ ideal {middle[1]:.2f} ≤ {P99}: {verdicts[1]}, the worst day {max(late):.2f}."
     )
 
 
