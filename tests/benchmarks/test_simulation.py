@@ -226,7 +226,7 @@ def test_models_are_placed_and_divided_by_what_is_asked_of_them():
 def test_the_recommended_policy_keeps_near_the_ideal():
     """Simulated, so the same on every machine."""
     setting = scaling.Setting(DEVICE, COSTS, Mix())
-    jobs = setting.jobs(20, 60)
+    jobs = setting.jobs(20, 60, seed=20)
     ideal = setting.ideal(jobs, 20, 60)
     course = setting.course(scaling.DEFAULT, jobs, 20, 60)
     ours = scaling.compared(course, ideal)
