@@ -55,6 +55,7 @@ bench: setup
 	$(BIN)/python -m benchmarks.startup
 	$(BIN)/python -m benchmarks.store
 	$(BIN)/python -m benchmarks.workers
+	$(BIN)/python -m benchmarks.scaling
 
 eval: setup
 	$(BIN)/python -m evaluation

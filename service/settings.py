@@ -87,12 +87,18 @@ class Settings(BaseSettings):
             "none to compute in the service's own process.",
         ),
     ] = None
+    alive_file: Annotated[
+        Path | None,
+        Field(description="A worker touches this file every second while its engine lives, for whoever watches it."),
+    ] = None
     patience_s: Annotated[
         float,
         Field(
-            ge=0, description="Seconds that a job waits for a worker that has its models loaded. Others take it then."
+            ge=0,
+            description="Seconds that a job waits for a worker that computes with its models, or has them loaded, "
+            "before another worker takes it.",
         ),
-    ] = 2.0
+    ] = 5.0
     port: Annotated[int, Field(ge=0, le=65535, description="Port to listen on; 0 for any free one.")] = 8000
     catalog: Annotated[
         Path | None,

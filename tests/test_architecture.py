@@ -59,6 +59,13 @@ def test_nothing_that_is_measured_knows_the_evaluation(path):
     assert "evaluation" not in roots(path) or path.name == "cli.py"
 
 
+def test_the_simulation_of_workers_needs_no_network():
+    """It takes the service's rules, and costs as numbers; only what measures them runs models."""
+    reach = reached("benchmarks.simulation.cluster")
+    assert {"service.engine.turns", "service.store.moves"} <= reach
+    assert not {module for module in reach if module.split(".")[0] == "pipelines"}
+
+
 def test_the_authors_loop_shares_nothing_with_the_core():
     """A baseline that called what it is a baseline for would tell nothing."""
     known = {module for module in reached("evaluation.reference") if module.startswith("pipelines.")}

@@ -142,6 +142,24 @@ class Engine:
             return self._scheduler.limits.running_rows - used, not (waiting or running)
 
     @property
+    def idle(self) -> bool:
+        """Whether no job waits or runs here."""
+        return self.room[1]
+
+    @property
+    def fill(self) -> float:
+        """Which share of the rows that may run at once is taken; at most 1."""
+        rows, _ = self.room
+        return min(1.0, max(0.0, 1 - rows / self._scheduler.limits.running_rows))
+
+    @property
+    def computing(self) -> frozenset[str]:
+        """The models of the jobs that wait and run here."""
+        with self._wake:
+            jobs = (*self._scheduler.waiting, *self._scheduler.running)
+            return frozenset(name for job in jobs for name in job.plan.models)
+
+    @property
     def running_rows(self) -> int:
         """Network rows of one step of the running jobs."""
         with self._wake:

@@ -54,7 +54,9 @@ class Rhythm:
         watch_s: How often a job of another process is looked at for whoever waits for it.
         heed_s: How soon a bell is heeded that may mean that a running job is cancelled, or watched.
         tell_s: How often those who watch from other processes are told how far a job is.
-        patience_s: How long a job waits before a worker takes it up that has to load its models first.
+        patience_s: How long a job waits before a worker takes it up that has to load its models first, or computes with
+            others.
+        courtesy_s: How long a worker whose rows are all taken would wait before a claim; less the emptier it is.
     """
 
     lease_s: float = 30.0
@@ -64,6 +66,7 @@ class Rhythm:
     heed_s: float = 0.2
     tell_s: float = 0.1
     patience_s: float = 2.0
+    courtesy_s: float = 0.5
 
 
 class Worker:
@@ -75,10 +78,12 @@ class Worker:
 
     Attributes:
         id: Unlike that of any other worker.
+        alone: Whether no other worker is known to claim jobs of the same store.
     """
 
     def __init__(self, engine: Engine, rhythm: Rhythm | None = None) -> None:
         self.id = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        self.alone = True
         self._engine = engine
         self._rhythm = rhythm or Rhythm()
         self._kept: dict[str, Kept] = {}
@@ -327,16 +332,27 @@ class Worker:
                 await bell.wait(self._rhythm.poll_s)
 
     async def _claim(self) -> bool:
-        """Claim what there is room for; whether there was something."""
-        if not self._engine.accepting:
-            return False
+        """Claim what there is room for; whether there was something.
+
+        Among several workers, one that computes already lets emptier ones claim first, takes one job at a time, and
+        leaves jobs of models that it does not compute with at the moment to others for a while: see docs/scaling.md.
+        """
+        if not self.alone and not self._engine.idle:
+            await asyncio.sleep(self._rhythm.courtesy_s * self._engine.fill)
         rows, idle = self._engine.room
-        if rows <= 0 and not idle:
+        if not self._engine.accepting or (rows <= 0 and not idle):
             return False
         catalog = self._models.catalog
-        warm = frozenset(name for name in catalog.names if catalog.loaded(name) is not None)
         able = frozenset(name for name in catalog.names if catalog.failure(name) is None)
-        wants = Wants(_CLAIMED_AT_ONCE, max(0, rows), able, idle, warm, self._rhythm.patience_s)
+        loaded = frozenset(name for name in catalog.names if catalog.loaded(name) is not None)
+        wants = Wants(
+            jobs=_CLAIMED_AT_ONCE if self.alone else 1,
+            rows=max(0, rows),
+            models=able,
+            idle=idle,
+            warm=None if self.alone else loaded if idle else self._engine.computing,
+            patience_s=self._rhythm.patience_s,
+        )
         claims = await self._storage.store.claim(self.id, wants, time.time())
         taken = [each for claim in claims if (each := await self._taken(claim)) is not None]
         if taken:

@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 import logging
+import math
 import time
+from pathlib import Path
 from typing import Final
 
 from pipelines.catalog import Catalog
@@ -20,11 +22,12 @@ from service.store.opening import open_store
 from service.store.port import StoreError
 from service.store.records import Presence
 from service.tracing import Tracing
-from service.workers.presence import write_presence
+from service.workers.presence import SILENT_S, write_presence
 
 _LOG: Final = logging.getLogger(__name__)
 _TELL_EVERY_S: Final = 1.0
 _UNLOAD_EVERY_S: Final = 10.0
+_COUNT_EVERY_S: Final = 5.0
 
 
 class WorkerProcess:
@@ -90,16 +93,23 @@ class WorkerProcess:
         await store.close()
 
     async def _tell(self, storage: Storage) -> None:
-        """Tell of itself, again and again."""
+        """Tell of itself, again and again, and learn whether there are others."""
+        counted = -math.inf
         while True:
             state = worker_state(self._worker.id, self._engine, self._models)
             told = await asyncio.to_thread(write_presence, state, self._engine.metrics.registry)
             try:
                 await storage.store.report(Presence(state.id, time.time(), told))
+                if time.monotonic() >= counted + _COUNT_EVERY_S:
+                    counted = time.monotonic()
+                    others = await storage.store.present(time.time() - SILENT_S)
+                    self._worker.alone = len(others) <= 1
             except StoreError as error:
                 _LOG.warning("nothing is told of this worker: %s", error)
             except Exception:
                 _LOG.exception("nothing is told of this worker")
+            if self._settings.alive_file is not None and self._engine.alive:
+                await asyncio.to_thread(touch, self._settings.alive_file)
             if await self._stops_within(_TELL_EVERY_S):
                 return
 
@@ -114,3 +124,11 @@ class WorkerProcess:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._stop.wait(), seconds)
         return self._stop.is_set()
+
+
+def touch(file: Path) -> None:
+    """Set a file's time to now; one that cannot be written is reported, and does not stop the worker."""
+    try:
+        file.touch()
+    except OSError as error:
+        _LOG.warning("SUPERDIFF_ALIVE_FILE: cannot be written: %s", error.strerror)
