@@ -205,8 +205,10 @@ class Keeper:
     async def follow(self, job_id: str, caller: str) -> Record:
         """A job whose end is told here, whichever process it runs in; else as :meth:`find`."""
         record = await self.find(job_id, caller)
-        if record.job.over or self._here(job_id) is not None:
-            return record
+        # Another request may have begun to follow it meanwhile: its record is the one that is told.
+        here = self._here(job_id)
+        if here is not None or record.job.over:
+            return here or record
         return await self._watcher.watch(record)
 
     async def page(

@@ -135,19 +135,23 @@ class Watcher:
             if not self._watched:
                 return
             await self._ask()
-            glances = await self._storage.store.glance(list(self._watched))
+            # Those that come while the store answers are looked at next time.
+            looked_at = dict(self._watched)
+            glances = await self._storage.store.glance(list(looked_at))
             await self._tell_places(glances)
-            for job_id, record in list(self._watched.items()):
+            for job_id, record in looked_at.items():
                 glance = glances.get(job_id)
+                if record.job.decided:
+                    continue
                 if glance is None:
                     record.job.conclude(CancelledJobError("the job was deleted"))
                     self._drop(record)
-                elif not record.job.decided:
-                    self._tell(record, glance)
-                    if glance.state.over:
-                        # Its files may be large: others do not wait for them.
-                        record.job.decided = True
-                        self._spawn(self._conclude(record))
+                    continue
+                self._tell(record, glance)
+                if glance.state.over:
+                    # Its files may be large: others do not wait for them.
+                    record.job.decided = True
+                    self._spawn(self._conclude(record))
 
     async def _ask(self) -> None:
         """Ask workers to tell of the jobs to whose progress somebody listens here."""
