@@ -23,12 +23,10 @@ from service.loading import Models, ModelState
 from service.registry import Record, Registry
 from service.store.port import DiskFullError, StoreUnavailableError
 from service.workers.crew import Crew
-from service.workers.presence import Family, merged, read_presence
+from service.workers.presence import SILENT_S, Family, merged, read_presence
 
 _LOG: Final = logging.getLogger(__name__)
 _LOOK_EVERY_S: Final = 1.0
-# A worker tells of itself every second; one that was silent for so long is not counted on.
-SILENT_S: Final = 15.0
 
 
 class Pool:

@@ -13,6 +13,8 @@ from service.durable.blobs import UnreadableError
 VERSION: Final = 1
 LABEL: Final = "worker"
 """Tells the samples of one worker from those of another."""
+SILENT_S: Final = 15.0
+"""A worker tells of itself every second; one that was silent for so long is not counted on."""
 
 
 class Sample(BaseModel):

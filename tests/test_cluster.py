@@ -1,0 +1,183 @@
+"""The service on a Ray cluster of this machine: the API in one replica, two workers in others, an SQLite file."""
+
+import importlib.util
+import json
+import os
+import signal
+import socket
+import threading
+import time
+
+import httpx
+import pytest
+import torch
+from starlette.testclient import TestClient
+
+from service.app import create_app
+from service.settings import Settings
+from tests.pipelines.families import tiny
+
+if importlib.util.find_spec("ray") is None:
+    if os.environ.get("SUPERDIFF_REQUIRE_RAY") == "1":
+        raise RuntimeError("SUPERDIFF_REQUIRE_RAY=1, but ray is not installed: pip install superdiff-serve[ray]")
+    pytest.skip("ray is not installed: pip install superdiff-serve[ray]", allow_module_level=True)
+
+pytestmark = pytest.mark.filterwarnings("default")
+
+AND = "/v1/superpose/and"
+BODY = {"components": ["a red circle", "a blue star"], "steps": 3, "seed": 7}
+WAIT_S = 120
+LEASE_S = 3
+
+
+def until(reached, wait_s=WAIT_S):
+    end = time.monotonic() + wait_s
+    while not (found := reached()):
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    return found
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    made = tmp_path_factory.mktemp("ray")
+    tiny.stable_diffusion(made / "one", seed=0, hearing=8)
+    (made / "catalog.toml").write_text('[models.one]\nsource = "one"\n')
+    return made
+
+
+@pytest.fixture(scope="module")
+def alone(folder):
+    """The service with an engine of its own."""
+    torch.set_num_threads(1)
+    settings = Settings(database="memory:", device="cpu", catalog=folder / "catalog.toml")
+    with TestClient(create_app(settings)) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def cluster(folder):
+    """The service on Ray, with two workers."""
+    import ray
+    from ray import serve
+
+    from service.cluster import Cluster, app
+
+    given = {
+        "DATABASE": f"sqlite:///{folder / 'jobs.sqlite'}",
+        "ARTIFACTS": folder / "files",
+        "CATALOG": folder / "catalog.toml",
+        "DEVICE": "cpu",
+        "ALLOW_ANYONE": "1",
+        "LEASE_S": LEASE_S,
+        "CHECKPOINT_S": 0.05,
+        "GRACE_S": 0,
+    }
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    began = time.monotonic()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in given.items():
+            patch.setenv(f"SUPERDIFF_{name}", str(value))
+        patch.setenv("RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S", "1")
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
+        try:
+            serve.start(http_options={"host": "127.0.0.1", "port": port})
+            asked = Cluster(min_workers=2, max_workers=3, worker_cpus=1, api_cpus=0.5, target_s=1, start_s=0)
+            serve.run(app(asked))
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=WAIT_S) as client:
+                until(lambda: client.get("/readyz").status_code == 200 and len(workers(client)) == 2)
+                print(f"ready after {time.monotonic() - began:.1f} s")
+                yield client
+        finally:
+            began = time.monotonic()
+            serve.shutdown()
+            ray.shutdown()
+            print(f"ended in {time.monotonic() - began:.1f} s")
+
+
+def workers(client):
+    return client.get("/v1/workers").json()["workers"]
+
+
+def submit(client, asked):
+    answer = client.post(AND, json=asked, headers={"Prefer": "respond-async"})
+    assert answer.status_code == 202, answer.text
+    return answer.headers["location"]
+
+
+def events(client, path):
+    with client.stream("GET", f"{path}/events") as stream:
+        kind = None
+        for line in stream.iter_lines():
+            if line.startswith("event:"):
+                kind = line.removeprefix("event:").strip()
+            elif line.startswith("data:"):
+                yield kind, json.loads(line.removeprefix("data:"))
+
+
+def test_a_picture_is_the_one_of_the_service_alone(cluster, alone):
+    answers = [client.post(AND, json=BODY, headers={"Accept": "image/png"}) for client in (cluster, alone)]
+    assert [each.status_code for each in answers] == [200, 200]
+    assert answers[0].content == answers[1].content
+    assert answers[0].headers["x-superdiff-seed"] == "7"
+    assert len(answers[0].headers.get_list("x-request-id")) == 1
+
+
+def test_events_come_while_the_job_runs(cluster):
+    path = submit(cluster, BODY | {"steps": 300, "preview_every": 50})
+    heard = []
+    for kind, _ in events(cluster, path):
+        heard.append((kind, time.monotonic()))
+    kinds = [kind for kind, _ in heard]
+    assert kinds[-1] == "completed"
+    assert {"progress", "preview"} <= set(kinds)
+    # Not all at once, at the end.
+    assert heard[-1][1] - heard[kinds.index("progress")][1] > 0.2
+
+
+def test_a_job_is_cancelled(cluster):
+    path = submit(cluster, BODY | {"steps": 1000})
+    until(lambda: cluster.get(path).json()["step"] > 0)
+    assert cluster.delete(path).status_code == 200
+    until(lambda: cluster.get(path).json()["status"] == "cancelled")
+    until(lambda: not any(each["running_jobs"] for each in workers(cluster)))
+
+
+def test_a_client_that_leaves_ends_its_job(cluster):
+    def ask():
+        with pytest.raises(httpx.ReadTimeout):
+            cluster.post(AND, json=BODY | {"steps": 1000, "images": 4}, timeout=3)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    until(lambda: any(each["running_jobs"] for each in workers(cluster)))
+    asking.join()
+    until(lambda: not any(each["running_jobs"] for each in workers(cluster)))
+    listed = cluster.get("/v1/jobs", params={"limit": 1}).json()["data"]
+    assert listed[0]["status"] == "cancelled"
+
+
+def test_a_job_survives_the_end_of_its_worker(cluster, alone):
+    asked = BODY | {"steps": 400}
+    path = submit(cluster, asked)
+    until(lambda: cluster.get(path).json()["step"] >= 20)
+    (busy,) = until(lambda: [each for each in workers(cluster) if each["running_jobs"]])
+    os.kill(int(busy["id"].split("-")[-2]), signal.SIGKILL)
+    until(lambda: cluster.get(path).json()["status"] == "completed")
+    job = cluster.get(path).json()
+    assert job["attempts"] == 2
+    assert job["result"]["timings"]["resumed_from"] >= 1
+    expected = alone.post(AND, json=asked, headers={"Accept": "image/png"}).content
+    assert cluster.get(f"{path}/images/0").content == expected
+    # Ray replaces it.
+    until(lambda: len({each["id"] for each in workers(cluster)} - {busy["id"]}) >= 2)
+    until(lambda: len(workers(cluster)) == 2)
+
+
+def test_there_are_more_workers_where_work_waits(cluster):
+    paths = [submit(cluster, BODY | {"steps": 1000, "images": 16, "seed": seed}) for seed in range(8)]
+    until(lambda: len(workers(cluster)) == 3)
+    for path in paths:
+        cluster.delete(path)
