@@ -19,7 +19,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from ray import serve
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.access import REQUEST_ID
 from service.commands.common import catalog_path, quiet, read_settings
 from service.commands.serve import bound_spinning
 from service.logs import set_up
@@ -93,6 +96,23 @@ class Computing:
         await self._running
         if self._tracing is not None:
             await asyncio.to_thread(self._tracing.close)
+
+
+class WithoutId:
+    """Leaves the request's id out of the answer: Ray's proxy, which gives each request its id, writes it there too."""
+
+    def __init__(self, inner: ASGIApp) -> None:
+        self._inner = inner
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+
+        async def sending(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                del MutableHeaders(scope=message)[REQUEST_ID]
+            await send(message)
+
+        await self._inner(scope, receive, sending)
 
 
 def app(asked: Cluster) -> Any:
@@ -169,7 +189,9 @@ def _api(settings: Settings) -> "Callable[[], FastAPI]":
         _prepare(settings)
         from service.app import create_app
 
-        return create_app(settings)
+        made = create_app(settings)
+        made.add_middleware(WithoutId)
+        return made
 
     return build
 

@@ -5,6 +5,8 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 
@@ -22,12 +24,11 @@ if importlib.util.find_spec("ray") is None:
         raise RuntimeError("SUPERDIFF_REQUIRE_RAY=1, but ray is not installed: pip install superdiff-serve[ray]")
     pytest.skip("ray is not installed: pip install superdiff-serve[ray]", allow_module_level=True)
 
-pytestmark = pytest.mark.filterwarnings("default")
-
 AND = "/v1/superpose/and"
 BODY = {"components": ["a red circle", "a blue star"], "steps": 3, "seed": 7}
 WAIT_S = 120
 LEASE_S = 3
+FEW = ("api_cpus=0.5", "target_s=1", "start_s=0", "settle_s=1")
 
 
 def until(reached, wait_s=WAIT_S):
@@ -58,43 +59,42 @@ def alone(folder):
 @pytest.fixture(scope="module")
 def cluster(folder):
     """The service on Ray, with two workers."""
-    import ray
-    from ray import serve
-
-    from service.cluster import Cluster, app
-
     given = {
-        "DATABASE": f"sqlite:///{folder / 'jobs.sqlite'}",
-        "ARTIFACTS": folder / "files",
-        "CATALOG": folder / "catalog.toml",
-        "DEVICE": "cpu",
-        "ALLOW_ANYONE": "1",
-        "LEASE_S": LEASE_S,
-        "CHECKPOINT_S": 0.05,
-        "GRACE_S": 0,
+        "SUPERDIFF_DATABASE": f"sqlite:///{folder / 'jobs.sqlite'}",
+        "SUPERDIFF_ARTIFACTS": folder / "files",
+        "SUPERDIFF_CATALOG": folder / "catalog.toml",
+        "SUPERDIFF_DEVICE": "cpu",
+        "SUPERDIFF_ALLOW_ANYONE": "1",
+        "SUPERDIFF_LEASE_S": LEASE_S,
+        "SUPERDIFF_CHECKPOINT_S": 0.05,
+        "SUPERDIFF_GRACE_S": 0,
+        "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": 1,
+        "RAY_USAGE_STATS_ENABLED": 0,
     }
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     began = time.monotonic()
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in given.items():
-            patch.setenv(f"SUPERDIFF_{name}", str(value))
-        patch.setenv("RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S", "1")
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
-        try:
-            serve.start(http_options={"host": "127.0.0.1", "port": port})
-            asked = Cluster(min_workers=2, max_workers=3, worker_cpus=1, api_cpus=0.5, target_s=1, start_s=0)
-            serve.run(app(asked))
-            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=WAIT_S) as client:
-                until(lambda: client.get("/readyz").status_code == 200 and len(workers(client)) == 2)
-                print(f"ready after {time.monotonic() - began:.1f} s")
-                yield client
-        finally:
-            began = time.monotonic()
-            serve.shutdown()
-            ray.shutdown()
-            print(f"ended in {time.monotonic() - began:.1f} s")
+    with (folder / "log").open("wb") as log:
+        running = subprocess.Popen(
+            [sys.executable, "-m", "tests.ray_service", str(port), "min_workers=2", "max_workers=3", *FEW],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            env=os.environ | {name: str(value) for name, value in given.items()},
+        )
+    try:
+        while (line := running.stdout.readline()) and line != "runs\n":
+            pass
+        assert line, (folder / "log").read_text()
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=WAIT_S) as client:
+            until(lambda: client.get("/readyz").status_code == 200 and len(workers(client)) == 2)
+            print(f"ready after {time.monotonic() - began:.1f} s")
+            yield client
+    finally:
+        began = time.monotonic()
+        running.communicate(timeout=WAIT_S)
+        print(f"ended in {time.monotonic() - began:.1f} s")
 
 
 def workers(client):
@@ -176,8 +176,14 @@ def test_a_job_survives_the_end_of_its_worker(cluster, alone):
     until(lambda: len(workers(cluster)) == 2)
 
 
-def test_there_are_more_workers_where_work_waits(cluster):
+def test_there_are_more_workers_where_work_waits_and_fewer_when_it_is_done(cluster):
     paths = [submit(cluster, BODY | {"steps": 1000, "images": 16, "seed": seed}) for seed in range(8)]
+    began = time.monotonic()
     until(lambda: len(workers(cluster)) == 3)
+    print(f"a third worker after {time.monotonic() - began:.1f} s")
     for path in paths:
         cluster.delete(path)
+    began = time.monotonic()
+    until(lambda: len(workers(cluster)) == 2)
+    print(f"two again after {time.monotonic() - began:.1f} s")
+    assert cluster.post(AND, json=BODY).status_code == 200
