@@ -148,7 +148,7 @@ def test_a_job_is_cancelled(cluster):
 def test_a_client_that_leaves_ends_its_job(cluster):
     def ask():
         with pytest.raises(httpx.ReadTimeout):
-            cluster.post(AND, json=BODY | {"steps": 1000, "images": 4}, timeout=3)
+            cluster.post(AND, json=BODY | {"steps": 1000, "num_images": 4}, timeout=3)
 
     asking = threading.Thread(target=ask)
     asking.start()
@@ -177,7 +177,7 @@ def test_a_job_survives_the_end_of_its_worker(cluster, alone):
 
 
 def test_there_are_more_workers_where_work_waits_and_fewer_when_it_is_done(cluster):
-    paths = [submit(cluster, BODY | {"steps": 1000, "images": 16, "seed": seed}) for seed in range(8)]
+    paths = [submit(cluster, BODY | {"steps": 1000, "num_images": 16, "seed": seed}) for seed in range(8)]
     began = time.monotonic()
     until(lambda: len(workers(cluster)) == 3)
     print(f"a third worker after {time.monotonic() - began:.1f} s")
