@@ -2,7 +2,7 @@
 
     python -m tests.ray_service PORT NAME=VALUE …
 
-Ends when its standard input does.
+Each line of its standard input is NAME=VALUE, with which the application is deployed anew; it ends with the input.
 """
 
 import sys
@@ -15,12 +15,16 @@ from service.cluster import Cluster, app
 
 def main():
     port, *given = sys.argv[1:]
+    asked = dict(each.split("=") for each in given)
     ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
     try:
         serve.start(http_options={"host": "127.0.0.1", "port": int(port)})
-        serve.run(app(Cluster(**dict(each.split("=") for each in given))))
+        serve.run(app(Cluster(**asked)))
         print("runs", flush=True)
-        sys.stdin.read()
+        for line in sys.stdin:
+            name, value = line.strip().split("=")
+            serve.run(app(Cluster(**asked | {name: value})))
+            print("runs", flush=True)
     finally:
         serve.shutdown()
         ray.shutdown()

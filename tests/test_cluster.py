@@ -86,17 +86,23 @@ def cluster(folder):
             env=os.environ | {name: str(value) for name, value in given.items()},
         )
     try:
-        while (line := running.stdout.readline()) and line != "runs\n":
-            pass
-        assert line, (folder / "log").read_text()
+        runs(running)
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=WAIT_S) as client:
             until(lambda: client.get("/readyz").status_code == 200 and len(workers(client)) == 2)
             print(f"ready after {time.monotonic() - began:.1f} s")
+            client.process = running
             yield client
     finally:
         began = time.monotonic()
         running.communicate(timeout=WAIT_S)
         print(f"ended in {time.monotonic() - began:.1f} s")
+
+
+def runs(process):
+    """Wait until the application runs."""
+    while (line := process.stdout.readline()) and line != "runs\n":
+        pass
+    assert line, "it ended; see its log"
 
 
 def workers(client):
@@ -156,10 +162,11 @@ def test_a_client_that_leaves_ends_its_job(cluster):
 
 
 def test_a_job_survives_the_end_of_its_worker(cluster, alone):
-    asked = BODY | {"steps": 400}
+    asked = BODY | {"steps": 1000}
     path = submit(cluster, asked)
     until(lambda: cluster.get(path).json()["step"] >= 20)
     (busy,) = until(lambda: [each for each in workers(cluster) if each["running_jobs"]])
+    assert cluster.get(path).json()["status"] == "running"
     os.kill(int(busy["id"].split("-")[-2]), signal.SIGKILL)
     until(lambda: cluster.get(path).json()["status"] == "completed")
     job = cluster.get(path).json()
@@ -183,6 +190,22 @@ def test_there_are_more_workers_where_work_waits_and_fewer_when_it_is_done(clust
     until(lambda: len(workers(cluster)) == 2)
     print(f"two again after {time.monotonic() - began:.1f} s")
     assert cluster.post(AND, json=BODY).status_code == 200
+
+
+def test_workers_that_are_replaced_give_their_jobs_back(cluster):
+    before = {each["id"] for each in workers(cluster)}
+    path = submit(cluster, BODY | {"steps": 1000, "num_images": 4})
+    until(lambda: cluster.get(path).json()["step"] >= 20)
+    began = time.monotonic()
+    cluster.process.stdin.write("worker_cpus=0.9\n")
+    cluster.process.stdin.flush()
+    runs(cluster.process)
+    print(f"deployed anew in {time.monotonic() - began:.1f} s")
+    job = until(lambda: (found := cluster.get(path).json())["status"] == "completed" and found)
+    # No lease ran out: the job was given back with its last checkpoint.
+    assert job["attempts"] == 1
+    assert job["result"]["timings"]["resumed_from"] >= 20
+    until(lambda: not before & {each["id"] for each in workers(cluster)})
 
 
 def test_what_serve_run_may_set_is_documented():
