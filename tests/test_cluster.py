@@ -25,10 +25,13 @@ if importlib.util.find_spec("ray") is None:
         raise RuntimeError("SUPERDIFF_REQUIRE_RAY=1, but ray is not installed: pip install superdiff-serve[ray]")
     pytest.skip("ray is not installed: pip install superdiff-serve[ray]", allow_module_level=True)
 
+# Replicas start one after another, each in a minute on a busy machine.
+pytestmark = pytest.mark.timeout(900)
+
 ROOT = Path(__file__).parents[1]
 AND = "/v1/superpose/and"
 BODY = {"components": ["a red circle", "a blue star"], "steps": 3, "seed": 7}
-WAIT_S = 120
+WAIT_S = 300
 LEASE_S = 8
 FEW = ("api_cpus=0.5", "target_s=1", "start_s=0", "settle_s=1")
 
