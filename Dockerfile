@@ -13,7 +13,7 @@ COPY pyproject.toml constraints.txt ./
 RUN /opt/superdiff/bin/pip install --no-cache-dir --constraint constraints.txt \
         ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch
 RUN /opt/superdiff/bin/python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
-print(*p['dependencies'], *p['optional-dependencies']['otel'], sep='\n')" > requirements.txt \
+print(*p['dependencies'], *p['optional-dependencies']['otel'], *p['optional-dependencies']['s3'], sep='\n')" > requirements.txt \
     && /opt/superdiff/bin/pip install --no-cache-dir --constraint constraints.txt --requirement requirements.txt
 COPY README.md LICENSE ./
 COPY pipelines pipelines

@@ -173,6 +173,20 @@ def test_the_keeper_knows_no_dialect_and_no_database(path):
     assert not roots(path) & {"fastapi", "starlette", "sqlalchemy"}
 
 
+@pytest.mark.parametrize("path", files("pipelines/**/*.py", "service/**/*.py"))
+def test_one_file_knows_ray(path):
+    assert "ray" not in roots(path) or path == ROOT / "service/cluster.py"
+
+
+def test_nobody_needs_the_cluster():
+    assert not [path for path in ROOT.glob("service/**/*.py") if "service.cluster" in imports(path)]
+
+
+def test_how_many_workers_is_told_by_one_module_alone():
+    """An autoscaler is given this file and may have nothing else of the package."""
+    assert not roots(ROOT / "service/workers/scaling.py") & {"service", "pipelines", "ray", "pydantic", "torch"}
+
+
 @pytest.mark.parametrize("path", files("service/web/*.py"))
 def test_the_page_knows_the_service_by_its_api_alone(path):
     assert not roots(path) & {"service", "pipelines"}

@@ -11,6 +11,7 @@ from typing import Final
 from pipelines.catalog import Catalog
 from pipelines.errors import CatalogError
 from service.building import build_engine, make_state, read_catalog, rhythm_of, rules_of
+from service.durable.blobs import UnreadableError
 from service.embedded import worker_state
 from service.engine.engine import Engine
 from service.keeper.storage import Storage
@@ -19,10 +20,11 @@ from service.loading import Models
 from service.settings import MEMORY, Settings
 from service.store.artifacts import open_artifacts
 from service.store.opening import open_store
-from service.store.port import StoreError
+from service.store.port import StoreError, StoreUnavailableError
 from service.store.records import Presence
 from service.tracing import Tracing
-from service.workers.presence import SILENT_S, write_presence
+from service.workers.presence import SILENT_S, read_presence, write_presence
+from service.workers.scaling import Load, backlog_seconds
 
 _LOG: Final = logging.getLogger(__name__)
 _TELL_EVERY_S: Final = 1.0
@@ -47,6 +49,7 @@ class WorkerProcess:
         self._models = Models(catalog, preload=True)
         self._worker = Worker(self._engine, rhythm_of(settings))
         self._stop = asyncio.Event()
+        self._storage: Storage | None = None
 
     def stop(self) -> None:
         """Finish what runs within the grace period, give the rest back, and end."""
@@ -58,6 +61,23 @@ class WorkerProcess:
             await self._models.reload()
         except CatalogError as error:
             _LOG.error("the catalogue stays as it was: %s", error)
+
+    async def load(self) -> Load | None:
+        """What waits in the store and who works; None before the start and where the store cannot be asked."""
+        if self._storage is None:
+            return None
+        store, now = self._storage.store, time.time()
+        try:
+            backlog, present = await store.backlog(""), await store.present(now - SILENT_S)
+        except StoreUnavailableError:
+            return None
+        states = []
+        for each in present:
+            with contextlib.suppress(UnreadableError):
+                states.append(read_presence(each.told)[0])
+        seconds = backlog_seconds(backlog.waiting_work, [each.rate for each in states if each.accepting and each.rate])
+        slack = None if backlog.deadline is None else backlog.deadline - now
+        return Load(backlog.waiting_jobs, seconds, slack, sum(each.running_jobs > 0 for each in states))
 
     async def run(self) -> None:
         """Compute until :meth:`stop`.
@@ -74,7 +94,7 @@ class WorkerProcess:
             )
         make_state(settings)
         store = await open_store(settings.database_url, rules_of(settings), shared=True)
-        storage = Storage(store, open_artifacts(settings.artifacts_url))
+        storage = self._storage = Storage(store, open_artifacts(settings.artifacts_url))
         self._worker.start(storage, self._models)
         self._engine.start()
         loading = asyncio.create_task(self._models.prepare())
@@ -82,6 +102,7 @@ class WorkerProcess:
         _LOG.info("worker %s computes", self._worker.id)
         await self._stop.wait()
         _LOG.info("worker %s stops", self._worker.id)
+        self._storage = None
         await asyncio.to_thread(self._engine.stop, settings.grace_s)
         loading.cancel()
         await asyncio.gather(loading, *background, return_exceptions=True)
