@@ -87,7 +87,8 @@ def test_workers_end_with_the_service(tmp_path):
 
 @pytest.mark.parametrize(("count", "expected"), [(1, processors()), (10**6, 1)])
 def test_workers_share_the_processors_and_have_the_service_s_settings(monkeypatch, tmp_path, count, expected):
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    for name in ("OMP_NUM_THREADS", "SUPERDIFF_DATABASE"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("SUPERDIFF_PORT", "1")
     settings = Settings(state=tmp_path, cors_origins=["https://a.example", "https://b.example"], workers=count, port=9)
     told = environment(settings, 0, count)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from pipelines.catalog import Catalog
 from service.app import create_app
 from service.settings import Settings
+from service.store.keys import NoKeys
 from service.strict_json import Bounds, NestedTooDeepError, NotJsonError, Scan, TooManyItemsError, parse, read
 from tests.waits import soon
 
@@ -26,7 +27,7 @@ def open_to_anyone(models, **bounds):
     """An application that is not started but knows that no key is asked for."""
     settings = Settings(**bounds)
     made = create_app(settings, catalog=Catalog.of(models))
-    asyncio.run(made.state.services.keyring.open(settings))
+    asyncio.run(made.state.services.keyring.open(NoKeys(), settings))
     return made
 
 
