@@ -536,8 +536,10 @@ class Counting(Executor):
     def __init__(self, catalog, cost):
         super().__init__(catalog)
         self.cost, self.turns, self.now = cost, [], 0.0
+        self.begin = threading.Event()
 
     def advance(self, jobs):
+        assert self.begin.wait(WAIT)
         super().advance(jobs)
         model = jobs[0].expression.model
         self.turns.append(model)
@@ -552,6 +554,7 @@ def test_models_with_nothing_in_common_take_turns_by_time(catalog):
     counting = Counting(catalog, {"one": 1.0, "two": 5.0})
     with Engine(counting, stopwatch=counting.stopwatch) as engine:
         jobs = [submit(engine, Prompt("a", model), SamplingParams(steps=80)) for model in ("two", "one")]
+        counting.begin.set()
         for job in jobs:
             assert job.result.result(WAIT)
     ones = [i for i, turn in enumerate(counting.turns) if turn == "one"]
@@ -562,6 +565,7 @@ def test_models_with_nothing_in_common_take_turns_by_time(catalog):
 
 def test_a_model_that_comes_back_from_idling_claims_nothing_for_that_time(catalog):
     counting = Counting(catalog, {"one": 1.0, "two": 1.0})
+    counting.begin.set()
     with Engine(counting, stopwatch=counting.stopwatch) as engine:
         submit(engine, Prompt("a", "two"), SamplingParams(steps=1)).result.result(WAIT)
         submit(engine, one("a"), SamplingParams(steps=60)).result.result(WAIT)
