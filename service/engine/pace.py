@@ -224,6 +224,7 @@ class _Arrival:
         caller: Who asked.
         came: When.
         steps: How many it had to take.
+        unforeseen: Whether it was placed only after a step was taken.
         served: F, when strict first come, first served would be done with it; infinite while costs are unknown.
         earlier: Its equals that came together with it, but before it; also those that are done.
         later: Those that came after it.
@@ -234,6 +235,7 @@ class _Arrival:
     caller: str
     came: float
     steps: int
+    unforeseen: bool = False
     served: float = math.inf
     earlier: "set[_Arrival]" = field(default_factory=set)
     later: "set[_Arrival]" = field(default_factory=set)
@@ -329,7 +331,10 @@ class Pace:
         held = {
             other: self.due_to_equals(other) if its in arrival.earlier or its in arrival.later else self.due(other)
             for other, its in ((other, self._arrivals[other]) for other in running)
-            if other.priority >= job.priority and its.served < math.inf
+            if other.priority >= job.priority
+            and its.served < math.inf
+            # Who came before anything was learned holds up nobody who is still unknown: both would have begun at once.
+            and not (its.unforeseen and arrival.served == math.inf)
         }
         if not held:
             return True
@@ -350,6 +355,8 @@ class Pace:
         self._costs.learn(parts, seconds)
         self._now += self._costs.seconds(parts) or 0.0
         if self._unknown:
+            for arrival in self._unknown:
+                arrival.unforeseen = True
             self._unknown = [arrival for arrival in self._unknown if not self._place(arrival)]
 
     def _place(self, arrival: _Arrival) -> bool:
