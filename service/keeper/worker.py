@@ -90,6 +90,7 @@ class Worker:
         self._tasks: set[asyncio.Task[None]] = set()
         self._loops: list[asyncio.Task[None]] = []
         self._opened: Storage | None = None
+        self._claiming = asyncio.Lock()
         self._stopping = False
 
     def start(self, storage: Storage, models: Models) -> None:
@@ -219,6 +220,9 @@ class Worker:
             )
         self._kept.pop(kept.job.id, None)
         kept.job.conclude(how)
+        if self._models.ready.is_set() and not self._stopping:
+            # Its rows are free: no bell tells of that.
+            self._spawn(self._take())
 
     async def _ending(self, job: Job, how: Outcome | Exception) -> Ending:
         if isinstance(how, CancelledJobError):
@@ -322,14 +326,19 @@ class Worker:
                 await asyncio.wait_for(ready.wait(), self._rhythm.beat_s)
         async with self._storage.store.listen(Topic.WORK) as bell:
             while not self._stopping:
-                try:
-                    while await self._claim():
-                        pass
-                except (StoreUnavailableError, DiskFullError) as error:
-                    self._storage.note(error)
-                except Exception:
-                    _LOG.exception("jobs cannot be taken up")
+                await self._take()
                 await bell.wait(self._rhythm.poll_s)
+
+    async def _take(self) -> None:
+        """Claim jobs while there is room; one round at a time."""
+        async with self._claiming:
+            try:
+                while not self._stopping and await self._claim():
+                    pass
+            except (StoreUnavailableError, DiskFullError) as error:
+                self._storage.note(error)
+            except Exception:
+                _LOG.exception("jobs cannot be taken up")
 
     async def _claim(self) -> bool:
         """Claim what there is room for; whether there was something.
