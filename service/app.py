@@ -127,7 +127,7 @@ def _build(settings: Settings, catalog: Catalog, engine: Engine | None, tracing:
         backend, keeper = Embedded(engine, models, registry, worker.id), Keeper(registry, worker, rhythm=rhythm)
     else:
         models, count = Models(catalog, preload=False), count_of(settings.workers)
-        pool = Pool(models, registry, metrics.registry, Crew(settings, count) if count else None)
+        pool = Pool(models, metrics.registry, Crew(settings, count) if count else None)
         backend, keeper = pool, Keeper(registry, None, Places(limits_of(settings), pool.rate), rhythm)
     callbacks = Callbacks(
         settings.callback_hosts,

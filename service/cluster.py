@@ -13,7 +13,6 @@ always one worker at least, as none tells of what waits where there is none.
 """
 
 import asyncio
-import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, Final, Self
 
@@ -23,9 +22,8 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.access import REQUEST_ID
-from service.commands.common import catalog_path, quiet, read_settings
-from service.commands.serve import bound_spinning
-from service.logs import set_up
+from service.commands.common import catalog_path, read_settings
+from service.commands.computing import prepare
 from service.settings import MEMORY, Settings
 from service.workers.scaling import BacklogPolicy, metrics_of
 
@@ -72,7 +70,7 @@ class Computing:
     """
 
     def __init__(self, settings: Settings) -> None:
-        _prepare(settings)
+        prepare(settings)
         from service.tracing import Tracing, provider_from_environment, wanted
         from service.workers.process import WorkerProcess
 
@@ -186,7 +184,7 @@ def _api(settings: Settings) -> "Callable[[], FastAPI]":
     """Makes the API in its replica; Ray runs its lifespan there."""
 
     def build() -> "FastAPI":
-        _prepare(settings)
+        prepare(settings)
         from service.app import create_app
 
         made = create_app(settings)
@@ -194,13 +192,6 @@ def _api(settings: Settings) -> "Callable[[], FastAPI]":
         return made
 
     return build
-
-
-def _prepare(settings: Settings) -> None:
-    """What the commands do before torch is imported."""
-    set_up(settings.log_format, settings.log_level)
-    bound_spinning(os.environ)
-    quiet()
 
 
 def _gpus(settings: Settings) -> int:

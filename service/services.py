@@ -31,8 +31,8 @@ class Services:
         settings: What the operator set.
         models: The catalogue, and the models that are loaded in this process.
         backend: Who computes.
-        registry: The jobs that are in memory only.
-        keeper: The jobs that outlive it; it finds every job.
+        registry: The jobs that this process remembers.
+        keeper: Finds every job, and keeps those that outlive the process.
         keyring: Who asks.
         callbacks: Who is told when a job is over.
         quotas: How much callers have left.

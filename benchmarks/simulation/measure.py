@@ -7,6 +7,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import wait
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
@@ -18,6 +19,7 @@ from benchmarks.engine import planned
 from benchmarks.harness import alone
 from benchmarks.sampler import EXPRESSION, GUIDANCE
 from benchmarks.simulation.costs import Call, Curve, Device, StoreCosts
+from benchmarks.store import job
 from pipelines.catalog import Catalog
 from pipelines.params import SamplingParams
 from service.engine.engine import Engine
@@ -26,7 +28,7 @@ from service.engine.job import Job, Outcome
 from service.engine.scheduler import Limits
 from service.store.opening import open_store
 from service.store.port import Store
-from service.store.records import Ending, JobKind, JobRecord, JobState, Lease, Wants
+from service.store.records import Ending, JobState, Lease, Wants
 
 CROWDS: Final = (1, 2, 4, 8, 16, 32)
 ROWS: Final = 96
@@ -93,21 +95,6 @@ def _loading(catalog: Catalog) -> float:
     return now() - began
 
 
-def _record(number: int, created: float) -> JobRecord:
-    return JobRecord(
-        id=f"{created:.3f}-{number:06}",
-        kind=JobKind.SUPERPOSITION,
-        caller=f"caller {number % 12}",
-        request='{"expression": "\\"a cat\\" AND \\"a pizza\\""}' + " " * 500,
-        seed=number,
-        created=created,
-        models=("shapes",),
-        components=("a cat", "a pizza"),
-        steps=25,
-        rows=3,
-    )
-
-
 def _on_processor_s(process: psutil.Process) -> float:
     """Seconds that a process of one thread was on a processor; to the nanosecond where the kernel tells."""
     try:
@@ -152,7 +139,7 @@ async def _measured(store: Store, clock: _Clock, calls: int, cores: int, notify_
     leases: list[Lease] = []
 
     def adding() -> Callable[[], Awaitable[object]]:
-        return functools.partial(store.add, _record(next(numbers), now))
+        return functools.partial(store.add, replace(job(next(numbers), now), rows=3))
 
     async def claiming(jobs: int) -> None:
         leases.extend(claim.lease for claim in await store.claim("worker", Wants(jobs), now + 1))

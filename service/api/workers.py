@@ -9,6 +9,7 @@ from service.backend import WorkerState
 from service.engine.job import Queued
 from service.schemas.answers import Backlog, WorkerInfo, WorkerList
 from service.services import ServicesDep
+from service.workers.presence import rates_of
 from service.workers.scaling import backlog_seconds
 
 router = APIRouter(prefix="/v1", tags=["health"], route_class=Route)
@@ -38,7 +39,6 @@ def _info(worker: WorkerState) -> WorkerInfo:
 
 def _backlog(queued: Queued, workers: list[WorkerState]) -> Backlog:
     """What waits, in seconds of one worker at the workers' mean pace."""
-    rates = [worker.rate for worker in workers if worker.rate]
-    seconds = backlog_seconds(queued.work, rates)
+    seconds = backlog_seconds(queued.work, rates_of(workers))
     slack = None if queued.deadline is None else queued.deadline - time.time()
     return Backlog(jobs=queued.jobs, rows=queued.rows, seconds=seconds, slack_s=slack)

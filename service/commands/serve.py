@@ -1,27 +1,17 @@
 """``superdiff serve``: the service."""
 
-import asyncio
-import contextlib
-import logging
-import os
-import signal
 import socket
-from collections.abc import MutableMapping
 from typing import Annotated, Final
 
 import typer
 
-from pipelines.errors import CatalogError
 from pipelines.importing import collector_paused, link_ahead
-from service.commands.common import CatalogOption, CommandError, DeviceOption, catalog_path, quiet, read_settings, told
+from service.commands.common import CatalogOption, CommandError, DeviceOption, told
+from service.commands.computing import prepare, reload_at_hangup, settings_given
 from service.commands.keys import check_keys
-from service.logs import LogFormat, set_up
+from service.logs import LogFormat
 
-_LOG: Final = logging.getLogger(__name__)
 _LAST_ANSWERS_S: Final = 5
-_WAITING: Final = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
-# What OpenMP itself takes where it knows of more threads than processors; benchmarks/crowded.py tells what it brings.
-_SPINS: Final = "1000"
 
 
 def serve(
@@ -51,23 +41,18 @@ def serve(
 
     SIGHUP reloads the catalogue; SIGTERM finishes the running jobs and stops.
     """
-    given = {
-        "host": host,
-        "port": port,
-        "catalog": catalog,
-        "device": device,
-        "workers": workers,
-        "fast": fast,
-        "log_format": log_format,
-        "allow_anyone": allow_anyone,
-    }
-    with told():
-        settings = read_settings(**{key: value for key, value in given.items() if value is not None})
-        settings = settings.model_copy(update={"catalog": catalog_path(None, settings)})
-    set_up(settings.log_format, settings.log_level)
-    bound_spinning(os.environ)
+    settings = settings_given(
+        host=host,
+        port=port,
+        catalog=catalog,
+        device=device,
+        workers=workers,
+        fast=fast,
+        log_format=log_format,
+        allow_anyone=allow_anyone,
+    )
+    prepare(settings)
     link_ahead("torch", "lib/libtorch_cpu.so")
-    quiet()
     with told():
         check_keys(settings)
     with collector_paused("service.app"):
@@ -84,12 +69,6 @@ def serve(
             raise CommandError(str(error)) from error
     services: Services = application.state.services
 
-    async def read_anew() -> None:
-        try:
-            await services.backend.reload()
-        except CatalogError as error:
-            _LOG.error("the catalogue stays as it was: %s", error)
-
     class Server(uvicorn.Server):
         """Stops the engine before it stops listening, and reads the catalogue anew at SIGHUP.
 
@@ -99,15 +78,7 @@ def serve(
 
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
-            tasks: set[asyncio.Task[None]] = set()
-
-            def hung_up() -> None:
-                task = asyncio.create_task(read_anew())
-                tasks.add(task)
-                task.add_done_callback(tasks.discard)
-
-            with contextlib.suppress(NotImplementedError, AttributeError):  # systems without that signal
-                asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hung_up)
+            reload_at_hangup(services.backend.reload)
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
             await services.backend.stop(settings.grace_s)
@@ -126,13 +97,3 @@ def serve(
         **server_options(settings, application.state.render),
     )
     Server(config).run()
-
-
-def bound_spinning(environment: MutableMapping[str, str]) -> None:
-    """Let OpenMP's threads sleep soon at a barrier, unless the operator said how they shall wait.
-
-    GNU's OpenMP, which torch's wheels for Linux carry, spins for milliseconds, on processors that others may want. It
-    reads this when torch is imported, so not later than that.
-    """
-    if not any(environment.get(name) for name in _WAITING):
-        environment["GOMP_SPINCOUNT"] = _SPINS

@@ -1,8 +1,6 @@
 """``superdiff worker``: compute what waits in a store."""
 
 import asyncio
-import contextlib
-import os
 import signal
 import sys
 from typing import Annotated
@@ -10,9 +8,9 @@ from typing import Annotated
 import typer
 
 from pipelines.importing import collector_paused
-from service.commands.common import CatalogOption, CommandError, DeviceOption, catalog_path, quiet, read_settings, told
-from service.commands.serve import bound_spinning
-from service.logs import LogFormat, set_up
+from service.commands.common import CatalogOption, CommandError, DeviceOption, told
+from service.commands.computing import prepare, reload_at_hangup, settings_given
+from service.logs import LogFormat
 
 
 def worker(
@@ -34,19 +32,10 @@ def worker(
     `superdiff serve --workers 0` is the API before them. SIGHUP reloads the catalogue; SIGTERM finishes the running
     jobs, gives those that are not done in time back, and stops.
     """
-    given = {
-        "database": database,
-        "artifacts": artifacts,
-        "catalog": catalog,
-        "device": device,
-        "log_format": log_format,
-    }
-    with told():
-        settings = read_settings(**{key: value for key, value in given.items() if value is not None})
-        settings = settings.model_copy(update={"catalog": catalog_path(None, settings)})
-    set_up(settings.log_format, settings.log_level)
-    bound_spinning(os.environ)
-    quiet()
+    settings = settings_given(
+        database=database, artifacts=artifacts, catalog=catalog, device=device, log_format=log_format
+    )
+    prepare(settings)
     with collector_paused("service.workers.process"):
         from service.store.port import StoreError
         from service.tracing import Tracing, TracingError, provider_from_environment, wanted
@@ -60,17 +49,9 @@ def worker(
 
     async def run() -> None:
         loop = asyncio.get_running_loop()
-        tasks: set[asyncio.Task[None]] = set()
-
-        def hung_up() -> None:
-            task = asyncio.create_task(process.reload())
-            tasks.add(task)
-            task.add_done_callback(tasks.discard)
-
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, process.stop)
-        with contextlib.suppress(AttributeError):  # systems without that signal
-            loop.add_signal_handler(signal.SIGHUP, hung_up)
+        reload_at_hangup(process.reload)
         if tied:
             loop.add_reader(sys.stdin.fileno(), process.stop)
         await process.run()

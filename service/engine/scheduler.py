@@ -69,6 +69,11 @@ class Limits:
     ageing_s: float = 30.0
     stretch: float = 2.0
 
+    def room(self, caller_jobs: int | None) -> Room:
+        """How much may wait and run, for a caller that may have so many jobs; None for as many as anyone."""
+        most = min(self.caller_jobs, caller_jobs or self.caller_jobs)
+        return Room(self.waiting_jobs, self.waiting_rows, self.waiting_bytes, self.running_rows, most)
+
 
 class QueueFullError(Exception):
     """There is no place for a job.
@@ -82,6 +87,49 @@ class QueueFullError(Exception):
         super().__init__(detail)
         self.waiting = waiting
         self.retry_after_s = retry_after_s
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """How much of a room is taken.
+
+    Attributes:
+        jobs: Waiting jobs.
+        rows: Their rows.
+        weight: Their bytes.
+        own: Waiting and running jobs of the one caller that is looked at.
+    """
+
+    jobs: int
+    rows: int
+    weight: int
+    own: int
+
+
+def check_room(rows: int, weight: int, taken: Taken, room: Room) -> None:
+    """Refuse a job for which there is no room.
+
+    Args:
+        rows: Its network rows at every step.
+        weight: Bytes that it holds while it waits.
+        taken: What is there already.
+        room: How much may be.
+
+    Raises:
+        QueueFullError: A bound would be passed.
+    """
+    if taken.jobs >= room.jobs:
+        raise QueueFullError(f"{taken.jobs} jobs are waiting already; no more may", taken.jobs)
+    # A job too large for an empty queue would never find a place: it may wait alone.
+    if taken.jobs and taken.rows + rows > room.rows:
+        detail = f"{taken.rows} network rows wait already, this job needs {rows} more, and {room.rows} may wait"
+        raise QueueFullError(detail, taken.jobs)
+    if taken.jobs and weight and taken.weight + weight > room.weight:
+        detail = f"{taken.weight} bytes of pictures wait already, this job brings {weight}; {room.weight} may wait"
+        raise QueueFullError(detail, taken.jobs)
+    if taken.own >= room.caller_jobs:
+        detail = f"this caller has {taken.own} jobs waiting or running, and {room.caller_jobs} are allowed at once"
+        raise QueueFullError(detail, taken.jobs)
 
 
 class Scheduler(Generic[J]):
@@ -134,36 +182,22 @@ class Scheduler(Generic[J]):
 
     def _refuse_excess(self, job: J, caller_jobs: int | None) -> None:
         """Refuse a job for which there is no place, and say when there will be one."""
-        now, waiting, limits = job.submitted, self.waiting, self._limits
-        most = min(limits.caller_jobs, caller_jobs or limits.caller_jobs)
-        room = Room(limits.waiting_jobs, limits.waiting_rows, limits.waiting_bytes, limits.running_rows, most)
+        now, waiting, room = job.submitted, self.waiting, self._limits.room(caller_jobs)
+        taken = Taken(
+            jobs=len(waiting),
+            rows=sum(other.rows for other in waiting),
+            weight=sum(other.weight for other in waiting),
+            own=sum(other.caller == job.caller for other in (*waiting, *self._running)),
+        )
         kept, due = self._waitlist.kept(now), self._waitlist.due(job.caller, now)
         try:
-            self._check(job, waiting, room if due else room.without(kept, job.caller))
+            check_room(job.rows, job.weight, taken, room if due else room.without(kept, job.caller))
         except QueueFullError as error:
             running, ahead = map(_load, self._running), map(_load, self.order(now))
             given = _load(job), due, list(running), list(ahead), room
             error.retry_after_s = self._waitlist.refuse(*given, self._throughput.rate, now)
             raise
         self._waitlist.settle(job.caller)
-
-    def _check(self, job: J, waiting: Sequence[J], room: Room) -> None:
-        """Refuse a job for which there is no room."""
-        if len(waiting) >= room.jobs:
-            raise QueueFullError(f"{len(waiting)} jobs are waiting already; no more may", len(waiting))
-        rows = sum(other.rows for other in waiting)
-        # A job too large for an empty queue would never find a place: it may wait alone.
-        if waiting and rows + job.rows > room.rows:
-            detail = f"{rows} network rows wait already, this job needs {job.rows} more, and {room.rows} may wait"
-            raise QueueFullError(detail, len(waiting))
-        held = sum(other.weight for other in waiting)
-        if waiting and job.weight and held + job.weight > room.weight:
-            detail = f"{held} bytes of pictures wait already, this job brings {job.weight}; {room.weight} may wait"
-            raise QueueFullError(detail, len(waiting))
-        own = sum(other.caller == job.caller for other in (*waiting, *self._running))
-        if own >= room.caller_jobs:
-            detail = f"this caller has {own} jobs waiting or running, and {room.caller_jobs} are allowed at once"
-            raise QueueFullError(detail, len(waiting))
 
     def admit(self, now: float) -> list[J]:
         """Move the jobs that now fit from the queue to the running set, and return them."""

@@ -9,8 +9,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Coroutine
-from typing import Any, Final
+from typing import Final
 
 from service.durable.requests import write_source
 from service.engine.job import EngineStoppedError, Job
@@ -26,6 +25,7 @@ from service.store.artifacts import Artifacts
 from service.store.port import DiskFullError, KeyTakenError, Store, StoreError, StoreUnavailableError, UnknownJobError
 from service.store.records import Ending, Filters, Idempotency, JobRecord, JobState, Lease, cursor_of, place_of
 from service.store.retention import Retention, sweep
+from service.tasks import Tasks
 
 _LOG: Final = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class Keeper:
         self._places = places or Places()
         self._watcher = Watcher(rhythm or Rhythm())
         self._opened: Storage | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
         self._stopping = False
 
     async def start(self, store: Store, artifacts: Artifacts, models: Models) -> None:
@@ -172,7 +172,7 @@ class Keeper:
         job.leave(error if isinstance(error, Exception) else MovedError(RESTARTING))
         if isinstance(error, StoreUnavailableError | DiskFullError):
             self.storage.note(error)
-            self._spawn(self._disown(job.id))
+            self._tasks.spawn(self._disown(job.id))
 
     async def standing(self, caller: str, idempotency: Idempotency) -> Record | None:
         """The job that a caller's key stands for; None where it stands for none.
@@ -249,12 +249,10 @@ class Keeper:
             await self.storage.store.request_cancel(record.job.id, time.time())
 
     def drop(self, job: Job) -> None:
-        """Have a job of this process cancelled, as far as that can be done at once."""
-        if self._worker is not None and self._watcher.find(job.id) is None:
-            self._worker.cancel(job)
-        elif not job.over:
+        """Have a job cancelled that another process computes; nobody waits for that here."""
+        if not job.over:
             job.cancel()
-            self._spawn(self._disown(job.id))
+            self._tasks.spawn(self._disown(job.id))
 
     async def delete(self, record: Record) -> None:
         """Forget a job that is over, and what it made."""
@@ -283,8 +281,8 @@ class Keeper:
         return self._watcher.places
 
     def _here(self, job_id: str) -> Record | None:
-        found = None if self._worker is None else self._worker.find(job_id)
-        return found or self._watcher.find(job_id) or self._registry.find(job_id)
+        found = (None if self._worker is None else self._worker.find(job_id)) or self._watcher.find(job_id)
+        return found or self._registry.find(job_id)
 
     async def _standing_for(self, winner: JobRecord, idempotency: Idempotency | None) -> Record:
         """The job that a key stands for, if it is the same request."""
@@ -300,7 +298,7 @@ class Keeper:
             await self.storage.store.delete([lease.job_id])
         except StoreError as error:
             _LOG.warning("job %s was refused, but cannot be deleted now: %s", lease.job_id, error)
-            self._spawn(self._disown(lease.job_id))
+            self._tasks.spawn(self._disown(lease.job_id))
 
     async def _disown(self, job_id: str) -> None:
         """Nobody heard that this job was accepted, but the store may have it: it shall not run."""
@@ -312,11 +310,6 @@ class Keeper:
 
         with contextlib.suppress(UnknownJobError):
             await self.storage.persisted(disown, through_full_disk=True)
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
 
 def _shown(record: Record, filters: Filters) -> bool:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from service.engine.job import Job
-from service.engine.scheduler import Limits, QueueFullError
+from service.engine.scheduler import Limits, QueueFullError, Taken, check_room
 from service.store.port import Store
 
 _UNMEASURED_S: Final = 5.0
@@ -39,24 +39,13 @@ class Places:
         Raises:
             QueueFullError: A bound would be passed.
         """
-        backlog, limits = await store.backlog(job.caller), self.limits
-        waiting, rows, own = backlog.waiting_jobs, backlog.waiting_rows, backlog.caller_jobs
-        detail = None
-        if waiting >= limits.waiting_jobs:
-            detail = f"{waiting} jobs are waiting already; no more may"
-        elif waiting and rows + job.rows > limits.waiting_rows:
-            detail = (
-                f"{rows} network rows wait already, this job needs {job.rows} more, and {limits.waiting_rows} may wait"
-            )
-        elif waiting and job.weight and backlog.waiting_bytes + job.weight > limits.waiting_bytes:
-            detail = (
-                f"{backlog.waiting_bytes} bytes of pictures wait already, this job brings {job.weight}; "
-                f"{limits.waiting_bytes} may wait"
-            )
-        elif own >= (most := min(limits.caller_jobs, job.ask.caller_jobs or limits.caller_jobs)):
-            detail = f"this caller has {own} jobs waiting or running, and {most} are allowed at once"
-        if detail is not None:
-            raise QueueFullError(detail, waiting, _pause(backlog.waiting_work, waiting, self.rate()))
+        backlog = await store.backlog(job.caller)
+        taken = Taken(backlog.waiting_jobs, backlog.waiting_rows, backlog.waiting_bytes, backlog.caller_jobs)
+        try:
+            check_room(job.rows, job.weight, taken, self.limits.room(job.ask.caller_jobs))
+        except QueueFullError as error:
+            error.retry_after_s = _pause(backlog.waiting_work, backlog.waiting_jobs, self.rate())
+            raise
 
 
 def _pause(work: int, waiting: int, rate: float | None) -> float:

@@ -3,9 +3,10 @@
 import asyncio
 import contextlib
 import logging
+import math
 import time
-from collections.abc import Coroutine, Mapping
-from typing import Any, Final
+from collections.abc import Mapping
+from typing import Final
 
 from service.durable.blobs import UnreadableError
 from service.durable.outcomes import read_outcome
@@ -18,6 +19,7 @@ from service.keeper.worker import MOVED, Rhythm
 from service.registry import Record
 from service.store.port import StoreError, StoreUnavailableError, Topic, UnknownJobError
 from service.store.records import Glance, JobRecord, JobState
+from service.tasks import Tasks
 
 _LOG: Final = logging.getLogger(__name__)
 # For how long workers are asked to tell of a job's progress, and how long before the end they are asked again.
@@ -40,10 +42,12 @@ class Watcher:
         # Job → until when its worker tells of its progress, and the newest event that was told here.
         self._asked: dict[str, float] = {}
         self._heard: dict[str, int] = {}
+        # When places in the queue were last asked for, on the monotonic clock.
+        self._placed = -math.inf
         self._looking = asyncio.Lock()
         self._opened: Storage | None = None
         self._loops: list[asyncio.Task[None]] = []
-        self._endings: set[asyncio.Task[None]] = set()
+        self._endings = Tasks()
         self._stopping = False
 
     def start(self, storage: Storage) -> None:
@@ -151,7 +155,7 @@ class Watcher:
                 if glance.state.over:
                     # Its files may be large: others do not wait for them.
                     record.job.decided = True
-                    self._spawn(self._conclude(record))
+                    self._endings.spawn(self._conclude(record))
 
     async def _ask(self) -> None:
         """Ask workers to tell of the jobs to whose progress somebody listens here."""
@@ -173,8 +177,11 @@ class Watcher:
             if job_id in glances and glances[job_id].state is JobState.QUEUED
         ]
         untold = [record.job for record in self._watched.values() if not record.job.channel.newer(0)]
-        if not (untold or queued):
+        now = time.monotonic()
+        # The queue may be long, and news come often.
+        if not (untold or (queued and now >= self._placed + self._rhythm.watch_s)):
             return
+        self._placed = now
         order = await self._storage.store.order(time.time())
         # Those that a worker has taken, but not begun, come before those that none has.
         taken = sorted((job for job in queued if job.id not in order), key=lambda job: job.created)
@@ -243,8 +250,3 @@ class Watcher:
         job.settle()
         if not job.result.done():
             job.leave(MovedError(MOVED))
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-        self._endings.add(task)
-        task.add_done_callback(self._endings.discard)

@@ -13,9 +13,9 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Coroutine, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from pipelines.plan import make_plan
 from service.durable.blobs import UnreadableError
@@ -32,8 +32,9 @@ from service.keeper.storage import Storage
 from service.keeper.stored import OUTCOME, SOURCE, record_of
 from service.loading import Models
 from service.registry import Record
-from service.store.port import DiskFullError, LostLeaseError, StoreUnavailableError, Topic
+from service.store.port import Bell, DiskFullError, LostLeaseError, StoreUnavailableError, Topic
 from service.store.records import Checkpoint, Claim, Ending, Failure, JobRecord, JobState, Lease, Progress, Wants
+from service.tasks import Tasks
 
 _LOG: Final = logging.getLogger(__name__)
 _CLAIMED_AT_ONCE: Final = 8
@@ -87,10 +88,10 @@ class Worker:
         self._engine = engine
         self._rhythm = rhythm or Rhythm()
         self._kept: dict[str, Kept] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
         self._loops: list[asyncio.Task[None]] = []
         self._opened: Storage | None = None
-        self._claiming = asyncio.Lock()
+        self._bell: Bell | None = None
         self._stopping = False
 
     def start(self, storage: Storage, models: Models) -> None:
@@ -156,7 +157,7 @@ class Worker:
         kept = self._kept[record.job.id]
         kept.lease = lease
         self._engine.enqueue(record.job)
-        self._spawn(self._write(kept))
+        self._tasks.spawn(self._write(kept))
 
     @property
     def _storage(self) -> Storage:
@@ -220,9 +221,9 @@ class Worker:
             )
         self._kept.pop(kept.job.id, None)
         kept.job.conclude(how)
-        if self._models.ready.is_set() and not self._stopping:
-            # Its rows are free: no bell tells of that.
-            self._spawn(self._take())
+        if self._bell is not None:
+            # Its rows are free.
+            self._bell.ring()
 
     async def _ending(self, job: Job, how: Outcome | Exception) -> Ending:
         if isinstance(how, CancelledJobError):
@@ -324,21 +325,16 @@ class Worker:
         while not (ready.is_set() or self._stopping):
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(ready.wait(), self._rhythm.beat_s)
-        async with self._storage.store.listen(Topic.WORK) as bell:
+        async with self._storage.store.listen(Topic.WORK) as self._bell:
             while not self._stopping:
-                await self._take()
-                await bell.wait(self._rhythm.poll_s)
-
-    async def _take(self) -> None:
-        """Claim jobs while there is room; one round at a time."""
-        async with self._claiming:
-            try:
-                while not self._stopping and await self._claim():
-                    pass
-            except (StoreUnavailableError, DiskFullError) as error:
-                self._storage.note(error)
-            except Exception:
-                _LOG.exception("jobs cannot be taken up")
+                try:
+                    while await self._claim():
+                        pass
+                except (StoreUnavailableError, DiskFullError) as error:
+                    self._storage.note(error)
+                except Exception:
+                    _LOG.exception("jobs cannot be taken up")
+                await self._bell.wait(self._rhythm.poll_s)
 
     async def _claim(self) -> bool:
         """Claim what there is room for; whether there was something.
@@ -380,7 +376,7 @@ class Worker:
             await self._storage.store.finish(claim.lease, ending, time.time())
             return None
         kept = self._kept[record.job.id] = Kept(record, claim.lease)
-        self._spawn(self._write(kept))
+        self._tasks.spawn(self._write(kept))
         return kept, claim.record
 
     async def _go_on(self, kept: Kept, stored: JobRecord) -> None:
@@ -417,8 +413,3 @@ class Worker:
         except (LostFileError, UnreadableError) as error:
             _LOG.warning("the checkpoint of job %s cannot be read, it begins anew: %s", stored.id, error)
             return None
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)

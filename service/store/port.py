@@ -144,6 +144,10 @@ class Bell(Protocol):
         """Wait for a ring since the last call; False where none came in time."""
         ...
 
+    def ring(self) -> None:
+        """Ring this one alone: something changed here of which the store knows nothing."""
+        ...
+
 
 class Store(Protocol):
     """The jobs of a service."""

@@ -587,6 +587,10 @@ class _Bell:
         await self._hear()
         return await self._local.wait(timeout_s)
 
+    def ring(self) -> None:
+        """Ring this one alone."""
+        self._local.ring()
+
 
 def _changed(file: Path) -> tuple[int, int] | None:
     """When a file was last written, in nanoseconds, and its size; None where there is none."""

@@ -38,11 +38,6 @@ class Crew:
         self._running: dict[int, asyncio.subprocess.Process] = {}
         self._stopping = asyncio.Event()
 
-    @property
-    def pids(self) -> list[int]:
-        """The ids of the processes that run."""
-        return [process.pid for process in self._running.values()]
-
     def start(self) -> None:
         """Start them."""
         self._keeping = [asyncio.create_task(self._keep(place)) for place in range(self._count)]

@@ -15,15 +15,15 @@ from pipelines.card import Card
 from pipelines.catalog import Catalog, Changes
 from pipelines.errors import ModelLoadError, ModelUnavailableError
 from service.backend import WorkerState
-from service.durable.blobs import UnreadableError
 from service.engine.job import Job, Queued
 from service.keeper.keeper import Keeper
 from service.keeper.storage import Storage
 from service.loading import Models, ModelState
-from service.registry import Record, Registry
+from service.registry import Record
 from service.store.port import DiskFullError, StoreUnavailableError
 from service.workers.crew import Crew
-from service.workers.presence import SILENT_S, Family, merged, read_presence
+from service.workers.presence import Family, everybody, merged, rates_of
+from service.workers.scaling import backlog_seconds
 
 _LOG: Final = logging.getLogger(__name__)
 _LOOK_EVERY_S: Final = 1.0
@@ -34,15 +34,14 @@ class Pool:
 
     Args:
         models: The catalogue; no model of it is loaded here.
-        registry: The jobs that are remembered in this process.
         own: What this process measures.
         crew: The workers that this process starts; None for none.
     """
 
     keeps_all = True
 
-    def __init__(self, models: Models, registry: Registry, own: CollectorRegistry, crew: Crew | None) -> None:
-        self._models, self._registered, self._crew = models, registry, crew
+    def __init__(self, models: Models, own: CollectorRegistry, crew: Crew | None) -> None:
+        self._models, self._crew = models, crew
         self._workers: dict[str, tuple[WorkerState, list[Family]]] = {}
         # What is known of models outlives the workers that had them.
         self._cards: dict[str, Card] = {}
@@ -79,8 +78,7 @@ class Pool:
 
     def rate(self) -> float | None:
         """Network rows a second of all workers together; None before it is known."""
-        rates = [state.rate for state in self.workers() if state.rate is not None]
-        return sum(rates) if rates else None
+        return sum(rates_of(self.workers())) or None
 
     @contextlib.asynccontextmanager
     async def cards(self, names: Iterable[str], catalog: Catalog) -> AsyncIterator[Mapping[str, Card]]:
@@ -141,12 +139,10 @@ class Pool:
 
     def everything(self) -> list[Metric]:
         """The metrics of this process and of every worker."""
-        queued, rate = self._queued, self.rate()
-        accepting = sum(state.accepting for state in self.workers())
-        self._count.set(accepting)
-        self._backlog_jobs.set(queued.jobs)
-        # By the pace of one worker: that many would empty it in a second.
-        self._backlog_seconds.set(queued.work * max(1, accepting) / rate if rate else 0.0)
+        accepting = [state for state in self.workers() if state.accepting]
+        self._count.set(len(accepting))
+        self._backlog_jobs.set(self._queued.jobs)
+        self._backlog_seconds.set(backlog_seconds(self._queued.work, rates_of(accepting)) or 0.0)
         told = [(worker, metrics) for worker, (_, metrics) in sorted(self._workers.items())]
         return merged(self._own.collect(), told)
 
@@ -176,13 +172,7 @@ class Pool:
             await storage.probe()
         # Where no worker is left, nobody else ends jobs that are late.
         await storage.store.reap(now)
-        found = {}
-        for each in await storage.store.present(now - SILENT_S):
-            try:
-                found[each.worker] = read_presence(each.told)
-            except UnreadableError as error:
-                _LOG.warning("worker %s: %s", each.worker, error)
-        self._workers = found
+        self._workers = found = await everybody(storage.store, now)
         for state, _ in found.values():
             self._cards |= {name: model.card for name, model in state.models.items() if model.card is not None}
         backlog = await storage.store.backlog("")

@@ -1,5 +1,6 @@
 """What a worker tells of itself through the store, as JSON: how it stands, and its metrics."""
 
+import logging
 from collections.abc import Iterable, Sequence
 from typing import Any, Final, Literal
 
@@ -9,7 +10,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from service.backend import WorkerState
 from service.durable.blobs import UnreadableError
+from service.store.port import Store
 
+_LOG: Final = logging.getLogger(__name__)
 VERSION: Final = 1
 SILENT_S: Final = 15.0
 """A worker tells of itself every second; one that was silent for so long is not counted on."""
@@ -67,6 +70,27 @@ def read_presence(told: str) -> tuple[WorkerState, list[Family]]:
     except ValidationError as error:
         raise UnreadableError("a worker of another version told this") from error
     return document.state, document.metrics
+
+
+async def everybody(store: Store, now: float) -> dict[str, tuple[WorkerState, list[Family]]]:
+    """What every worker told lately, by its id; one of another version is passed over, with a line in the log.
+
+    Args:
+        store: Where they told it.
+        now: In Unix seconds.
+    """
+    found = {}
+    for each in await store.present(now - SILENT_S):
+        try:
+            found[each.worker] = read_presence(each.told)
+        except UnreadableError as error:
+            _LOG.warning("worker %s: %s", each.worker, error)
+    return found
+
+
+def rates_of(workers: Iterable[WorkerState]) -> list[float]:
+    """Network rows a second, of each worker whose pace is known."""
+    return [worker.rate for worker in workers if worker.rate]
 
 
 def merged(own: Iterable[Metric], told: Iterable[tuple[str, Sequence[Family]]]) -> list[Metric]:

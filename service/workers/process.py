@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from pipelines.catalog import Catalog
-from pipelines.errors import CatalogError
 from service.building import build_engine, make_state, read_catalog, rhythm_of, rules_of
-from service.durable.blobs import UnreadableError
 from service.embedded import worker_state
 from service.engine.engine import Engine
 from service.keeper.storage import Storage
@@ -23,7 +21,7 @@ from service.store.opening import open_store
 from service.store.port import StoreError, StoreUnavailableError
 from service.store.records import Presence
 from service.tracing import Tracing
-from service.workers.presence import SILENT_S, read_presence, write_presence
+from service.workers.presence import SILENT_S, everybody, rates_of, write_presence
 from service.workers.scaling import Load, backlog_seconds
 
 _LOG: Final = logging.getLogger(__name__)
@@ -56,11 +54,12 @@ class WorkerProcess:
         self._stop.set()
 
     async def reload(self) -> None:
-        """Read the catalogue anew; one that makes no sense leaves all as it was."""
-        try:
-            await self._models.reload()
-        except CatalogError as error:
-            _LOG.error("the catalogue stays as it was: %s", error)
+        """Read the catalogue anew.
+
+        Raises:
+            CatalogError: The file cannot be read or makes no sense; all stays as it was.
+        """
+        await self._models.reload()
 
     async def load(self) -> Load | None:
         """What waits in the store and who works; None before the start and where the store cannot be asked."""
@@ -68,14 +67,11 @@ class WorkerProcess:
             return None
         store, now = self._storage.store, time.time()
         try:
-            backlog, present = await store.backlog(""), await store.present(now - SILENT_S)
+            backlog, found = await store.backlog(""), await everybody(store, now)
         except StoreUnavailableError:
             return None
-        states = []
-        for each in present:
-            with contextlib.suppress(UnreadableError):
-                states.append(read_presence(each.told)[0])
-        seconds = backlog_seconds(backlog.waiting_work, [each.rate for each in states if each.accepting and each.rate])
+        states = [state for state, _ in found.values()]
+        seconds = backlog_seconds(backlog.waiting_work, rates_of(each for each in states if each.accepting))
         slack = None if backlog.deadline is None else backlog.deadline - now
         return Load(backlog.waiting_jobs, seconds, slack, sum(each.running_jobs > 0 for each in states))
 

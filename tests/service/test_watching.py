@@ -12,7 +12,7 @@ from fastapi.testclient import TestClient
 from pipelines.catalog import Catalog
 from service import tracing
 from service.app import create_app
-from service.commands.serve import bound_spinning
+from service.commands.computing import bound_spinning
 from service.logs import JsonLines, LogFormat, LogLevel, PrettyLines, about, accepted_id, set_up
 from service.settings import Settings
 

@@ -54,7 +54,7 @@ def state(models, worker="w", **changes):
 
 def pool_of(models, *, names=("one", "two", "pixels")):
     catalog = Catalog.of({name: models[name] for name in names})
-    return Pool(Models(catalog, preload=False), Registry(), CollectorRegistry(), None)
+    return Pool(Models(catalog, preload=False), CollectorRegistry(), None)
 
 
 async def looked(pool, *told):
