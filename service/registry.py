@@ -1,4 +1,4 @@
-"""The jobs that are in memory only: those that run, and for a while those that are over."""
+"""The jobs that this process remembers: those in memory only, and those that a dialect asks for by who sent them."""
 
 import threading
 import time

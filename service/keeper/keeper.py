@@ -133,6 +133,9 @@ class Keeper:
             self._refused(record.job, error)
             raise
         if worker is None or lease is None:
+            if record.rendering.task is not None:
+                # Its dialect asks for it by who sent it, not by its id.
+                self._registry.add(record)
             return await self._watcher.watch(record)
         try:
             worker.run(record, lease)
@@ -282,7 +285,9 @@ class Keeper:
 
     def _here(self, job_id: str) -> Record | None:
         found = (None if self._worker is None else self._worker.find(job_id)) or self._watcher.find(job_id)
-        return found or self._registry.find(job_id)
+        remembered = self._registry.find(job_id)
+        # What becomes of a kept job once it is over, the store knows.
+        return found or (None if remembered is None or remembered.kept else remembered)
 
     async def _standing_for(self, winner: JobRecord, idempotency: Idempotency | None) -> Record:
         """The job that a key stands for, if it is the same request."""

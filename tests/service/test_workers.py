@@ -3,6 +3,7 @@
 import asyncio
 import math
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -35,6 +36,7 @@ from service.store.records import Presence
 from service.workers.pool import Pool
 from service.workers.presence import read_presence, write_presence
 from service.workers.process import WorkerProcess
+from tests import behind
 
 AND = "/v1/superpose/and"
 BODY = {"components": ["a red circle", "a blue star"], "steps": 4, "seed": 5}
@@ -218,6 +220,23 @@ def test_workers_and_the_backlog_are_told(models):
         assert 0 < backlog["slack_s"] <= 900
         for answer in paths:
             client.delete(answer.headers["location"])
+
+
+def test_an_editor_sees_and_stops_what_a_worker_computes_for_it(models):
+    """A1111's progress and interrupt name no job: who sent it finds it."""
+    chosen = {"sd_model_checkpoint": "one"}
+    body = {"prompt": "a red circle AND a blue star", "steps": 1000, "override_settings": chosen}
+    with TestClient(behind.create_app(Settings(), catalog=Catalog.of(models))) as client, ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(client.post, "/sdapi/v1/txt2img", json=body)
+        end = time.monotonic() + 20
+        while not (seen := client.get("/sdapi/v1/progress").json())["progress"]:
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        assert seen["state"]["job_count"] == 1
+        assert seen["state"]["sampling_steps"] == 1000
+        client.post("/sdapi/v1/interrupt")
+        assert asked.result(30).json()["images"] == []
+        assert client.get("/sdapi/v1/progress").json()["state"]["job_count"] == 0
 
 
 def test_workers_share_no_memory():
