@@ -33,7 +33,8 @@ the job that it delays; and many jobs of one caller delay the single job of anot
 
 Time is counted in steps as they were foreseen: on a machine that is slower for a while, first come, first served would
 be slower too. What a step takes is learned from the steps taken; before anything is known of a model, its jobs are not
-due, and they are counted as soon as it is.
+due, and they are counted as soon as it is. A job of an unknown model waits for those who are due, but not for those
+that were unknown themselves when they came.
 """
 
 import math

@@ -241,6 +241,17 @@ def test_a_model_of_which_nothing_is_known_waits_for_those_who_have_a_due_time()
     assert made.admit(0) == [unknown]
 
 
+def test_jobs_of_two_unknown_models_that_come_at_once_run_side_by_side():
+    """Though a step of the first is taken, and tells when it is due, before the second one is looked at."""
+    made = Scheduler(Limits(**LIMITS))
+    first, second = Work({"small": 2}, 10), Work({"large": 2}, 10)
+    made.submit(first)
+    assert made.admit(0) == [first]
+    made.submit(second)
+    made.took([first], step_seconds(at_shape({"small": 2})))
+    assert made.admit(0) == [second]
+
+
 def test_models_with_nothing_in_common_may_both_run_though_one_has_dearer_steps():
     """Sets of models take turns by time: beside a set whose steps are long, one with short ones still gets its half."""
     pace = Pace(2.0)
