@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -18,6 +19,7 @@ from starlette.testclient import TestClient
 
 from service.app import create_app
 from service.settings import Settings
+from tests import waits
 from tests.pipelines.families import tiny
 
 if importlib.util.find_spec("ray") is None:
@@ -32,16 +34,9 @@ ROOT = Path(__file__).parents[1]
 AND = "/v1/superpose/and"
 BODY = {"components": ["a red circle", "a blue star"], "steps": 3, "seed": 7}
 WAIT_S = 300
+until = partial(waits.until, within_s=WAIT_S, every_s=0.1)
 LEASE_S = 8
 FEW = ("api_cpus=0.5", "target_s=1", "start_s=0", "settle_s=1")
-
-
-def until(reached, wait_s=WAIT_S):
-    end = time.monotonic() + wait_s
-    while not (found := reached()):
-        assert time.monotonic() < end
-        time.sleep(0.1)
-    return found
 
 
 @pytest.fixture(scope="module")

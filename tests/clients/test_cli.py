@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import httpx
@@ -16,6 +15,7 @@ import pexpect
 import pytest
 
 from service.metadata import read
+from tests.waits import until
 
 ROOT = Path(__file__).parents[2]
 EXPRESSION = '"a red circle" AND "a blue star"'
@@ -61,14 +61,6 @@ def ended(child):
 
 def jobs_of(server):
     return httpx.get(f"{server.url}/v1/jobs", timeout=30).json()["data"]
-
-
-def until(condition, seconds=30):
-    for _ in range(int(seconds / 0.05)):
-        if condition():
-            return
-        time.sleep(0.05)
-    raise AssertionError("it never came to be")
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,9 @@ import pytest
 
 from service.settings import Settings
 from service.workers.crew import environment, processors
-from tests.crash.test_kill import AND, BODY, until
+from tests.crash.test_kill import AND, BODY
 from tests.pipelines.families import tiny
+from tests.waits import until
 
 READY_S = 120
 

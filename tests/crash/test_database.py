@@ -4,8 +4,9 @@ import time
 
 import httpx
 
-from tests.crash.test_kill import AND, WAIT_S, assert_all_succeeded_once, body, expected, submit, until
+from tests.crash.test_kill import AND, WAIT_S, assert_all_succeeded_once, body, expected, submit
 from tests.postgres import FAST
+from tests.waits import until
 
 AWAY_S = 10.0
 

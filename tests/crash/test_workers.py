@@ -18,9 +18,9 @@ from tests.crash.test_kill import (
     expected,
     has_completed,
     submit,
-    until,
 )
 from tests.postgres import FAST
+from tests.waits import until
 
 JOBS = 100
 

@@ -20,6 +20,7 @@ from service.pictures import decode_picture
 from service.settings import Settings
 from service.sources import blend_of, prepare_source, read_mask, sampled_size
 from tests.service.test_api import AND, OR, pictures, refused
+from tests.waits import until
 
 DENSITY = "/v1/density"
 COMPONENTS = ["a red circle", {"prompt": "a blue star", "model": "two"}]
@@ -282,6 +283,7 @@ def test_what_is_over_holds_no_picture(client):
     record = client.portal.call(keeper.find, answer.json()["id"], "address:testclient")
     assert record.job.weight == 0 or record.job.weight == 16 * 16 * 5
     record.job.result.result(60)
+    until(lambda: record.job.settled)  # who waits is told first
     assert record.job.source is None
 
 

@@ -14,6 +14,7 @@ from pipelines.catalog import Catalog
 from service.app import create_app
 from service.settings import Settings
 from tests.service.test_jobs import parsed
+from tests.waits import until
 
 AND, OR, DENSITY = "/v1/superpose/and", "/v1/superpose/or", "/v1/density"
 BODY = {"components": ["a red circle", "a blue star"], "steps": 4, "seed": 5}
@@ -45,13 +46,6 @@ def ended(client, path, wait_s=60):
             return info
         time.sleep(0.05)
     raise AssertionError(info)
-
-
-def until(reached, wait_s=20):
-    end = time.monotonic() + wait_s
-    while not reached():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def shown(client, path):

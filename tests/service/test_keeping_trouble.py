@@ -12,7 +12,8 @@ from contextlib import contextmanager
 import pytest
 
 from service.store import database
-from tests.service.test_keeping import AND, ASYNC, BODY, ended, serve, until  # noqa: F401
+from tests.service.test_keeping import AND, ASYNC, BODY, ended, serve  # noqa: F401
+from tests.waits import until
 
 PATIENT = BODY | {"steps": 40}
 # Longer than it takes to fill a disk, see it and free it on a busy machine.
