@@ -103,6 +103,7 @@ class Card:
         multiple: The sides of its pictures are multiples of this, in pixels, and this is a multiple of
             ``space.factor``; ``ONE_SIZE`` where it draws the native size only.
         memory: Bytes that its weights take.
+        weights: Fingerprint of its weights, by samples of each; empty where it has none.
         max_side: The longest side of its pictures in pixels; None where its network sets no limit.
     """
 
@@ -122,6 +123,7 @@ class Card:
     paints: bool = False
     multiple: int = 1
     memory: int = 0
+    weights: str = ""
     max_side: int | None = None
 
     def sample_shape(self, width: int, height: int) -> Shape:

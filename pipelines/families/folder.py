@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
 from weakref import WeakKeyDictionary
@@ -22,6 +22,7 @@ CALIBRATION_FILE: Final = "calibration.json"
 _VARIANCE_PRESERVING: Final = (Prediction.EPSILON, Prediction.V, Prediction.SAMPLE)
 _IRRELEVANT_TO_DECODING: Final = {"sample_size", "force_upcast"}
 _FINGERPRINTS: Final[WeakKeyDictionary[ConfigMixin, str]] = WeakKeyDictionary()
+_SAMPLED_VALUES: Final = 64
 _P = TypeVar("_P", bound=DiffusionPipeline)
 
 # While they load, these libraries print messages for developers, progress bars among them.
@@ -188,6 +189,22 @@ def fingerprint(codec: ConfigMixin) -> str:
         digest.update(weight.detach().to("cpu", torch.float16).contiguous().numpy().tobytes())
     _FINGERPRINTS[codec] = digest.hexdigest()
     return _FINGERPRINTS[codec]
+
+
+def sampled_digest(modules: Iterable[torch.nn.Module]) -> str:
+    """SHA-256 of the first and the middle values of every parameter: other weights of the same kind have another one.
+
+    Reading all of them would take seconds, and would bring files into memory whose weights are not used yet.
+    """
+    digest = hashlib.sha256()
+    for module in modules:
+        for name, parameter in sorted(module.named_parameters()):
+            digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
+            values = parameter.detach().flatten()
+            for start in (0, len(values) // 2):
+                chunk = values[start : start + _SAMPLED_VALUES].to("cpu").contiguous()
+                digest.update(chunk.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def read_calibration(path: Path) -> DenoisingError | None:

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from pipelines.card import Card, DataSpace, Guidance, Shape
 from pipelines.families.derivative import derivative
-from pipelines.families.folder import count_parameters, fingerprint
+from pipelines.families.folder import count_parameters, fingerprint, sampled_digest
 from pipelines.families.lora import LORA_SCALES, LoraAdapters
 from pipelines.families.preview import apply_colours, fit_colours
 from pipelines.families.speed import speed_up
@@ -127,6 +127,7 @@ def latent_card(
         height=side[1] * codec.factor,
         takes_prompts=True,
         parameters=count_parameters(*networks),
+        weights=sampled_digest(networks),
         memory=count_bytes(*networks),
         calibrated=error is not None,
         guidance=guidance,

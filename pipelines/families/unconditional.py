@@ -16,6 +16,7 @@ from pipelines.families.folder import (
     count_parameters,
     load_pipeline,
     read_calibration,
+    sampled_digest,
     side,
     skips_no_layers,
 )
@@ -55,6 +56,7 @@ class Unconditional:
             height=height,
             takes_prompts=False,
             parameters=count_parameters(unet),
+            weights=sampled_digest((unet,)),
             memory=count_bytes(unet),
             calibrated=error is not None,
             multiple=ONE_SIZE,

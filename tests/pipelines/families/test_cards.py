@@ -1,7 +1,7 @@
 """Every family's card against the family's real networks."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -28,11 +28,17 @@ FAMILIES = {
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
-def model(request, tmp_path_factory):
+def stored(request, tmp_path_factory):
+    """A family, the folder of a model, and the pipeline that was saved there."""
     family, options = FAMILIES[request.param]
     make = tiny.stable_diffusion if request.param == "inpainting" else getattr(tiny, request.param)
     folder = tmp_path_factory.mktemp(request.param) / "model"
-    make(folder, **options)
+    return family, folder, make(folder, **options)
+
+
+@pytest.fixture(scope="module")
+def model(stored):
+    family, folder, _ = stored
     return family.load(folder, CPU, torch.float32)
 
 
@@ -57,6 +63,19 @@ def test_the_networks_have_the_shapes_that_the_card_tells(model):
 
 def test_a_card_is_plain_values_whatever_the_family(model):
     assert json.dumps(asdict(model.card))
+
+
+def test_other_weights_of_the_same_kind_have_another_card(stored, model, tmp_path):
+    family, folder, pipeline = stored
+    assert family.load(folder, CPU, torch.float32).card == model.card
+    network = pipeline.components.get("unet") or pipeline.transformer
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.mul_(1.001)
+    pipeline.save_pretrained(tmp_path / "further")
+    card = family.load(tmp_path / "further", CPU, torch.float32).card
+    assert card.weights != model.card.weights
+    assert replace(card, weights=model.card.weights) == model.card
 
 
 def test_the_longest_side_is_the_longest_that_the_network_takes(tmp_path):
