@@ -59,9 +59,9 @@ _REACH: Final = 5.0
 # in nats for each nat gained: a lift between components that hardly differ must not drive the sample out of both.
 _LIFT_REACH: Final = 4.0
 _LIFT_COST: Final = 4.0
-# A lift counts as given up where this share of it cannot be had.
-_LOST_LIFT: Final = 1e-3
-# A lift of fewer nats is rounding.
+# A balance or a lift counts as given up where this share of it cannot be had.
+_LOST: Final = 1e-3
+# Fewer nats are rounding.
 _NEGLIGIBLE: Final = 1e-3
 # Batches of jobs change only when a job comes or goes.
 _CACHED_RULES: Final = 64
@@ -258,7 +258,8 @@ def _balanced(
 
     Three or more terms that lie almost on a line have no point at equal distance but far away, and a lift between terms
     that hardly differ needs a long way too. There the move w Σ x_j C_j is cut to a multiple of what the step spans, and
-    the increments are no longer equal. A lift between terms that do not differ at all is given up.
+    the increments are no longer equal. Between terms that do not differ, or by rounding alone, balance and lift are
+    given up: they share a weight.
 
     What is missing, L (B, C) up to a common number, is the lift that a term should have after this step less its
     log-density before it: what was cut, and what the increments of nodes left over, is asked for again. On the
@@ -294,17 +295,17 @@ def _balanced(
     def centred(values: Tensor) -> Tensor:
         return ((values - (values * equal).sum(1, keepdim=True)) * rule.terms).unsqueeze(2)
 
-    lift = centred(v.unsqueeze(1) * missing)
-    # The part of the lift that lies where terms differ, G (G + ridge)⁻¹ L, refined once.
-    held = inner @ torch.cholesky_solve(lift, factor)
-    held = held + inner @ torch.cholesky_solve(lift - held, factor)
-    least = torch.maximum(_LOST_LIFT**2 * lift.square().sum((1, 2)), (_NEGLIGIBLE * v) ** 2)
-    lost = (lift - held).square().sum((1, 2)) > least
     # Two columns, w x of the balance and w x of the lift: each is a move Σ_j (w x_j) C_j with a reach of its own.
-    target = torch.cat([centred(wanted), held], dim=2)
+    asked = torch.cat([centred(wanted), centred(v.unsqueeze(1) * missing)], dim=2)
+    # The part that lies where terms differ, G (G + ridge)⁻¹ r, refined once: the rest cannot be had.
+    target = inner @ torch.cholesky_solve(asked, factor)
+    target = target + inner @ torch.cholesky_solve(asked - target, factor)
+    least = torch.maximum(_LOST**2 * asked.square().sum(1), (_NEGLIGIBLE * v.unsqueeze(1)) ** 2)
+    lost = ((asked - target).square().sum(1) > least).any(1)
     solution = torch.cholesky_solve(target, factor)
     for _ in range(_REFINEMENTS):
         solution = solution + torch.cholesky_solve(target - system @ solution, factor)
+    held = target[:, :, 1:]
     # In float32 the C_i sum to zero only up to rounding, and along 1 the system tells nothing else.
     solution = solution - solution.sum(1, keepdim=True) * equal.unsqueeze(2)
     moves = torch.einsum("bik,bij,bjk->bk", solution, inner, solution)
