@@ -4,7 +4,7 @@ Two signs tell it, both from estimates x̂0 of leaf i and its reference u at noi
 With σ in standard deviations of the data:
 
     evidence_i      = Σ Δlog σ · σ⁻¹ (|x̂0_u − x|² − |x̂0_i − x|²),    σ ≥ 0.2
-    disagreement_i  = Σ Δlog σ · |x̂0_u − x̂0_i|²,                      0.1 ≤ σ ≤ 0.5
+    disagreement_i  = Σ Δlog σ · |x̂0_u − x̂0_i|²,                      0.1 ≤ σ ≤ 0.25
 
 Evidence is the lift (:mod:`pipelines.lift`) without its lowest levels, where it says more about the sharpness of edges
 than about the prompt: its sign tells whether the prompt explains the picture. Disagreement is how much the prompt still
@@ -27,7 +27,7 @@ from pipelines.lift import LiftSums, beside_references
 
 _EVIDENCE_FROM: Final = 0.2
 _DISAGREEMENT_FROM: Final = 0.1
-_DISAGREEMENT_TO: Final = 0.5
+_DISAGREEMENT_TO: Final = 0.25
 # Grids do not meet a limit exactly.
 _SLACK: Final = 1.05
 _TIE: Final = 1e-6
