@@ -100,6 +100,7 @@ async def finish_many(store):
         "deadline": "n + 100",
         "message_tries": "0",
         "weight": "0",
+        "durable": "true",
     }
     del columns["rows"]
     async with store._writing.begin() as connection:
@@ -115,13 +116,31 @@ def statements(store):
     """All that is said to the database meanwhile."""
     said = []
 
-    def note(_connection, _cursor, statement, parameters, _context, _many):
-        if statement.lstrip().startswith(("SELECT", "UPDATE", "DELETE")):
-            said.append((statement, parameters[0] if _many else parameters))
+    def note(statement, parameters):
+        if statement.lstrip().startswith(("SELECT", "UPDATE", "DELETE", "WITH")):
+            said.append((statement, parameters))
 
-    sa.event.listen(store._engine.sync_engine, "before_cursor_execute", note)
+    def through_sqlalchemy(_connection, _cursor, statement, parameters, _context, _many):
+        note(statement, parameters[0] if _many else parameters)
+
+    def to_the_driver(query):
+        note(query.query, query.args)
+
+    def checked_out(connection, _record, _proxy):
+        connection.driver_connection.add_query_logger(to_the_driver)
+
+    def checked_in(connection, _record):
+        connection.driver_connection.remove_query_logger(to_the_driver)
+
+    heard = [(store._engine.sync_engine, "before_cursor_execute", through_sqlalchemy)]
+    if store._postgres:
+        pool = store._engine.sync_engine.pool
+        heard += [(pool, "checkout", checked_out), (pool, "checkin", checked_in)]
+    for each in heard:
+        sa.event.listen(*each)
     yield said
-    sa.event.remove(store._engine.sync_engine, "before_cursor_execute", note)
+    for each in heard:
+        sa.event.remove(*each)
 
 
 def visited(node):
