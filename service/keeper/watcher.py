@@ -99,12 +99,17 @@ class Watcher:
             if isinstance(event.payload, int)
         }
 
-    async def watch(self, record: Record) -> Record:
-        """Follow a job that the store has until its end; the one that is followed, where it is followed already."""
+    async def watch(self, record: Record, *, look: bool = True) -> Record:
+        """Follow a job that the store has until its end; the one that is followed, where it is followed already.
+
+        Args:
+            record: The job.
+            look: Whether to see how it stands at once, not only when there is news.
+        """
         job_id = record.job.id
         known = self._watched.setdefault(job_id, record)
         self._expected.pop(job_id, None)
-        if known is record:
+        if known is record and look:
             with contextlib.suppress(StoreUnavailableError):
                 await self._look()
         return known
@@ -176,7 +181,11 @@ class Watcher:
             for job_id, record in self._watched.items()
             if job_id in glances and glances[job_id].state is JobState.QUEUED
         ]
-        untold = [record.job for record in self._watched.values() if not record.job.channel.newer(0)]
+        untold = [
+            record.job
+            for record in self._watched.values()
+            if not record.job.channel.newer(0) and (record.job in queued or record.job.channel.watched)
+        ]
         now = time.monotonic()
         # The queue may be long, and news come often.
         if not (untold or (queued and now >= self._placed + self._rhythm.watch_s)):

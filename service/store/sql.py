@@ -62,7 +62,7 @@ _LOG: Final = logging.getLogger(__name__)
 _POLL_S: Final = 0.02
 # Of waiting jobs, so many more than wanted are put in order as others may be claiming them at the same moment; at each
 # further try, as they were faster with all of those.
-_SPARE: Final = (8, 32, 128)
+_SPARE: Final = (4, 32, 128)
 _TRIES: Final = 3
 _REAPED_AT_ONCE: Final = 500
 
@@ -439,9 +439,12 @@ class SqlStore:
 
     async def _queue(self, now: float, limit: int, wants: Wants) -> "_Queue":
         """The first waiting jobs in their order."""
+        able, warm = wants.models, wants.warm
+        if able is not None and warm is not None and able <= warm:
+            warm = None
         given = {
-            "able": None if wants.models is None else json.dumps(sorted(wants.models)),
-            "warm": None if wants.warm is None else json.dumps(sorted(wants.warm)),
+            "able": None if able is None else json.dumps(sorted(able)),
+            "warm": None if warm is None else json.dumps(sorted(warm)),
             "since": now - wants.patience_s,
             "now": now,
             "limit": limit,
@@ -461,7 +464,7 @@ class SqlStore:
         if not self._postgres:
             return await self._take_alone(queue, wants, worker, now)
         given = {
-            "ids": json.dumps([each.id for each in queue.jobs]),
+            "ids": [each.id for each in queue.jobs],
             "jobs": wants.jobs,
             "room": wants.rows,
             "idle": wants.idle,

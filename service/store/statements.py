@@ -29,8 +29,8 @@ WITH first AS (
 )
 SELECT first.id, first.caller, first.priority, first.created, first."rows", turns.served,
     (SELECT coalesce(max(served), 0) FROM turns) AS admissions,
-    EXISTS (SELECT 1 FROM jobs WHERE worker IS NOT NULL AND expires <= :now)
-        OR EXISTS (SELECT 1 FROM jobs WHERE {waits} AND deadline <= :now) AS overdue
+    coalesce((SELECT min(expires) FROM jobs WHERE worker IS NOT NULL) <= :now, false)
+        OR coalesce((SELECT min(deadline) FROM jobs WHERE {waits} AND deadline IS NOT NULL) <= :now, false) AS overdue
 FROM (SELECT 1) AS always
 LEFT JOIN first ON first.place <= :limit
 LEFT JOIN turns ON turns.caller = first.caller
@@ -57,13 +57,12 @@ Parameters: able (the models that may be needed, as a JSON list; None for any), 
 since (jobs that came until then need not be warm), now, limit (at most so many of each caller and priority)."""
 
 TAKE: Final = sa.text(
-    f"""
+    """
 WITH free AS (
-    SELECT jobs.id, jobs.caller, jobs."rows", wanted.place
-    FROM jsonb_array_elements_text(CAST(:ids AS jsonb)) WITH ORDINALITY AS wanted(id, place)
-    JOIN jobs ON jobs.id = wanted.id
-    WHERE {_WAITS}
-    ORDER BY wanted.place LIMIT CAST(:jobs AS bigint) FOR UPDATE OF jobs SKIP LOCKED
+    SELECT id, caller, "rows", array_position(CAST(:ids AS text[]), id) AS place FROM jobs
+    -- Put so, each of them is looked up; else all that waits might be read.
+    WHERE id = ANY (CAST(:ids AS text[])) AND num_nulls(worker, ended) = 2
+    ORDER BY place LIMIT CAST(:jobs AS bigint) FOR UPDATE SKIP LOCKED
 ), summed AS (
     SELECT id, caller, row_number() OVER line AS number, sum("rows") OVER line AS needed
     FROM free WINDOW line AS (ORDER BY place)
@@ -88,13 +87,13 @@ WITH free AS (
 SELECT taken.*, EXISTS (SELECT 1 FROM progress WHERE job_id = taken.id AND watched_until > :now) AS watched,
     (SELECT set_config('synchronous_commit', 'off', true) FROM taken HAVING NOT bool_or(durable)) AS hurried
 FROM taken ORDER BY number
-"""  # noqa: S608
+"""
 )
 """PostgreSQL: take the first of these jobs that wait and that nobody else is taking, as
 :func:`service.store.moves.fitting` has it, and note whose turn it was. A caller whom another claim is just serving is
 passed over there: two claims never wait for each other.
 
-Parameters: ids (a JSON list, in their order), jobs (at most so many), room (their network rows; None for any number),
+Parameters: ids (in their order), jobs (at most so many), room (their network rows; None for any number),
 idle, worker, expires, now, admissions (the highest count of claims so far)."""
 
 _START: Final = """
