@@ -45,35 +45,33 @@ class Database:
         self.postgres = engine.dialect.name == "postgresql"
         # SQLite lets others wait by sleeping, in no order.
         self._turn = asyncio.Lock()
-        # Statement → its text for PostgreSQL, the names of its parameters in order, and the values that never change.
-        self._compiled: dict[sa.Executable, tuple[str, Sequence[str], Mapping[str, Any]]] = {}
+        # Statement → its text for PostgreSQL, and the names of its parameters in their order.
+        self._compiled: dict[sa.TextClause, tuple[str, Sequence[str]]] = {}
 
     async def one(
-        self, statement: sa.Executable, given: Mapping[str, Any] | None = None, *, writes: bool = False
+        self, statement: sa.TextClause, given: Mapping[str, Any], *, writes: bool = False
     ) -> Sequence[Mapping[Any, Any]]:
         """The rows of one statement that is a transaction of its own; on PostgreSQL in one round trip.
 
         Args:
             statement: Lives as long as the program: it is compiled once.
-            given: Its parameters.
+            given: Its parameters, and perhaps others.
             writes: Whether it writes.
         """
-        given = given or {}
         if not self.postgres:
             async with self.write() if writes else self.read() as connection:
                 return (await connection.execute(statement, given)).mappings().all()
-        text, names, fixed = self._text(statement)
-        arguments = [given[name] if name in given else fixed[name] for name in names]
+        text, names = self._text(statement)
         async with told(), self.engine.connect() as connection:
             driver: Any = (await connection.get_raw_connection()).driver_connection
             with _wrapped(text):
-                rows: Sequence[Mapping[Any, Any]] = await driver.fetch(text, *arguments)
+                rows: Sequence[Mapping[Any, Any]] = await driver.fetch(text, *(given[name] for name in names))
                 return rows
 
-    def _text(self, statement: sa.Executable) -> tuple[str, Sequence[str], Mapping[str, Any]]:
+    def _text(self, statement: sa.TextClause) -> tuple[str, Sequence[str]]:
         if statement not in self._compiled:
-            compiled: Any = statement.compile(dialect=self.engine.dialect)  # type: ignore[attr-defined]
-            self._compiled[statement] = str(compiled), tuple(compiled.positiontup or ()), dict(compiled.params)
+            compiled: Any = statement.compile(dialect=self.engine.dialect)
+            self._compiled[statement] = str(compiled), tuple(compiled.positiontup)
         return self._compiled[statement]
 
     @asynccontextmanager

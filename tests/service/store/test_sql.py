@@ -502,6 +502,61 @@ async def test_a_lost_connection_to_postgres_costs_one_ring_and_no_job(postgres_
     await other.close()
 
 
+async def test_connections_that_the_server_closed_are_made_anew_without_an_error(postgres_url):
+    store, other = await open_sql_store(postgres_url), await open_sql_store(postgres_url)
+    (job_id,) = await added(store, job())
+    async with other._engine.connect() as connection:
+        kill = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> $1"
+        own = (await connection.exec_driver_sql("SELECT pg_backend_pid()")).scalar()
+        await connection.exec_driver_sql(kill, (own,))
+    await asyncio.sleep(0.05)  # the end of the connection arrives
+    assert (await store.get(job_id)).id == job_id
+    await store.close()
+    await other.close()
+
+
+async def test_only_what_must_outlive_a_crash_waits_for_the_disk(postgres_url):
+    store = await open_sql_store(postgres_url)
+
+    async def flushed():
+        async with store._engine.connect() as connection:
+            return (await connection.exec_driver_sql("SELECT pg_current_wal_flush_lsn() - '0/0'")).scalar()
+
+    async def grows(call):
+        before = await flushed()
+        return await call, await flushed() > before
+
+    for durable, all_or_some in ((True, all), (False, lambda waited: not all(waited))):
+        waited = []
+        for number in range(8):  # the server's own writer may flush between two looks
+            name = f"{durable}-{number}"
+            _, added_so = await grows(store.add(job(name, durable=durable)))
+            (claim,), claimed_so = await grows(store.claim("w1", ALL, 1.0))
+            started, started_so = await grows(store.start(claim.lease, 2.0))
+            ended, ended_so = await grows(store.finish(claim.lease, DONE, 3.0))
+            assert (claim.record.durable, started.id, ended.state) == (durable, name, JobState.COMPLETED)
+            waited.append([added_so, claimed_so, started_so, ended_so])
+        assert all(map(all_or_some, zip(*waited, strict=True))), waited
+    await store.close()
+
+
+@pytest.mark.parametrize("durable", [True, False])
+async def test_other_processes_hear_of_jobs_that_do_not_wait_for_the_disk_too(postgres_url, durable):
+    store, other = await open_sql_store(postgres_url), await open_sql_store(postgres_url)
+    async with other.listen(Topic.WORK) as work, other.listen(Topic.NEWS) as news:
+        while await work.wait(0.1) or await news.wait(0.1):
+            pass
+        await store.add(job(durable=durable))
+        assert await work.wait(5.0)
+        (claim,) = await store.claim("w1", ALL, 1.0)
+        await store.start(claim.lease, 2.0)
+        assert await news.wait(5.0)
+        await store.finish(claim.lease, DONE, 3.0)
+        assert await news.wait(5.0)
+    await store.close()
+    await other.close()
+
+
 async def test_a_shared_file_rings_for_what_other_processes_write(tmp_path):
     url = f"sqlite:///{tmp_path / 'jobs.sqlite'}"
     here, there = await open_store(url, shared=True), await open_store(url)
