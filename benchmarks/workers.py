@@ -2,9 +2,11 @@
 
 One thread for each process that computes. The same requests, AND of two prompts, go to a service that computes in its
 own process, and to services whose workers, one and two, take them from a PostgreSQL server that is started for this in
-a temporary folder.
+a temporary folder. Beside them the bare network computes as many rows at once in one process and in two: what a second
+process can bring on this machine at all.
 """
 
+import multiprocessing
 import os
 import statistics
 import subprocess
@@ -12,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from tempfile import TemporaryDirectory
 
@@ -28,7 +30,9 @@ WAYS: Mapping[str, tuple[str, ...]] = {
 BODY = {"components": [{"prompt": text, "model": "shapes"} for text in ("a red circle", "a blue star")]}
 CLIENTS, EACH = 16, 4
 ALONE = 20
-READY_S, ANSWER_S = 180.0, 300.0
+READY_S, ANSWER_S, LOADED_S = 180.0, 300.0, 30.0
+# Rows that are in the network at once where all clients' requests are, and for how long it is measured.
+ROWS, RAW_S = 3 * CLIENTS, 10.0
 
 
 @contextmanager
@@ -97,6 +101,34 @@ def crowd(client: httpx.Client) -> tuple[float, float]:
     return CLIENTS * EACH / took, statistics.quantiles(health, n=100)[98]
 
 
+def forwards(rows: int, start: float, seconds: float) -> float:
+    """Rows a second of the bare network, in forwards of so many, from ``start`` on; this process has one thread."""
+    import torch
+
+    from benchmarks.engine import raw
+    from pipelines.catalog import Catalog
+
+    torch.set_num_threads(1)
+    model = Catalog.builtin().get("shapes")
+    raw(model, rows, rows)
+    if time.time() > start:
+        raise RuntimeError("a process began too late to be measured beside the other")
+    time.sleep(start - time.time())
+    done, took, end = 0, 0.0, start + seconds
+    while time.time() < end:
+        took += raw(model, 4 * rows, rows)
+        done += 4 * rows
+    return done / took
+
+
+def bare(processes: int) -> float:
+    """Rows a second of the bare network in so many processes, which share the rows of all clients."""
+    start = time.time() + LOADED_S
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+        shares = [pool.submit(forwards, ROWS // processes, start, RAW_S) for _ in range(processes)]
+        return sum(share.result() for share in shares)
+
+
 def main() -> None:
     """Measure, print, write."""
     given = arguments("workers", __doc__)
@@ -115,6 +147,7 @@ def main() -> None:
                         "pictures a second, 16 clients": rate,
                         "/healthz meanwhile, p99, ms": 1e3 * health,
                     }
+                numbers["rows a second of the bare network"] = bare(int(options[1]) if options else 1)
                 for what, value in numbers.items():
                     seen[name].setdefault(what, []).append(value)
     numbers_of = {name: medians(values) for name, values in seen.items()}
@@ -122,7 +155,12 @@ def main() -> None:
     text = table(["", *WAYS], rows)
     pictures = "pictures a second, 16 clients"
     gain = numbers_of["2 workers"][pictures] / numbers_of["1 worker"][pictures]
-    text += f"\n\nTwo workers draw {gain:.2f} times as many pictures a second as one."
+    rows_a_second = "rows a second of the bare network"
+    limit = numbers_of["2 workers"][rows_a_second] / numbers_of["1 worker"][rows_a_second]
+    text += (
+        f"\n\nTwo workers draw {gain:.2f} times as many pictures a second as one. Two processes that do nothing but "
+        f"forwards compute {limit:.2f} times as many rows a second as one: the workers reach {gain / limit:.2f} of it."
+    )
     report(f"Workers, medians of {given.repeats}", text, numbers_of, given.out)
 
 

@@ -129,12 +129,13 @@ async def accept(
     drawn_on = None if order.known is None or order.known.retrace else order.known
     origin = None if drawn_on is None else await asyncio.to_thread(origin_of, drawn_on)
     job = await take(order, services, caller)
-    keep = keep or idempotency is not None or services.backend.keeps_all
-    record = Record(job, replace(rendering or Rendering(), origin=origin, label=caller.label), keep)
+    keep = keep or idempotency is not None
+    kept = keep or services.backend.keeps_all
+    record = Record(job, replace(rendering or Rendering(), origin=origin, label=caller.label), kept)
     cost = pixel_steps(job.plan)
     spent = await services.quotas.spend(caller, cost)
     try:
-        accepted = await _queue(record, services, idempotency, callback_url, followed=followed)
+        accepted = await _queue(record, services, idempotency, callback_url, followed=followed, durable=keep)
     except BaseException:
         await services.quotas.give_back(caller, cost, spent)
         raise
@@ -146,11 +147,17 @@ async def accept(
 
 
 async def _queue(
-    record: Record, services: Services, idempotency: Idempotency | None, callback_url: str | None, *, followed: bool
+    record: Record,
+    services: Services,
+    idempotency: Idempotency | None,
+    callback_url: str | None,
+    *,
+    followed: bool,
+    durable: bool,
 ) -> Record:
     """Queue a new job; the one that its key stands for already where another process was faster."""
     if record.kept:
-        accepted = await services.keeper.accept(record, idempotency, callback_url, followed=followed)
+        accepted = await services.keeper.accept(record, idempotency, callback_url, followed=followed, durable=durable)
         if callback_url is not None:
             services.callbacks.look_after(accepted.job.result)
         return accepted

@@ -101,14 +101,16 @@ class Keeper:
         callback_url: str | None = None,
         *,
         followed: bool = False,
+        durable: bool = True,
     ) -> Record:
         """Take a job in for good: it is in the store when this returns. A key that stands for it already finds it.
 
         Args:
             record: The job, not yet queued.
             idempotency: The client's key, if it sent one.
-            followed: Whether somebody will listen to its events from the first one on.
             callback_url: Where its end is told, if anywhere; that is owed from now on.
+            followed: Whether somebody will listen to its events from the first one on.
+            durable: Whether its client was promised that it outlives a crash; else it ends with its request.
 
         Raises:
             IdempotencyError: The key stands for another request.
@@ -124,7 +126,7 @@ class Keeper:
         here = worker or self._watcher
         here.expect(record)
         try:
-            lease = await self._add(record, idempotency, callback_url, followed=followed)
+            lease = await self._add(record, idempotency, callback_url, followed=followed, durable=durable)
         except KeyTakenError as error:
             here.forget(record)
             return await self._standing_for(error.winner, idempotency)
@@ -136,7 +138,8 @@ class Keeper:
             if record.rendering.task is not None:
                 # Its dialect asks for it by who sent it, not by its id.
                 self._registry.add(record)
-            return await self._watcher.watch(record)
+            # Whoever waits for the end alone does not hear where it stands in the queue.
+            return await self._watcher.watch(record, look=followed or durable)
         try:
             worker.run(record, lease)
         except Exception as error:
@@ -156,13 +159,20 @@ class Keeper:
             raise type(trouble)(str(trouble))
 
     async def _add(
-        self, record: Record, idempotency: Idempotency | None, callback_url: str | None, *, followed: bool
+        self,
+        record: Record,
+        idempotency: Idempotency | None,
+        callback_url: str | None,
+        *,
+        followed: bool,
+        durable: bool,
     ) -> Lease | None:
         """Put a job into the store; the lease of this process's worker, if it has one."""
         source, artifacts = record.job.source, {}
         if source is not None:
-            artifacts[SOURCE] = await self.storage.artifacts.put(await asyncio.to_thread(write_source, source))
-        stored = stored_of(record, idempotency, artifacts, callback_url)
+            blob = await asyncio.to_thread(write_source, source)
+            artifacts[SOURCE] = await self.storage.artifacts.put(blob, durable=durable)
+        stored = stored_of(record, idempotency, artifacts, callback_url, durable=durable)
         if self._worker is not None:
             return await self.storage.store.add(stored, self._worker.id)
         until = time.time() + WATCH_FOR_S if followed else None

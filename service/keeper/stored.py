@@ -23,7 +23,12 @@ _LAST_EVENTS: Final = 1 << 52  # above the events of all runs; JSON's readers co
 
 
 def stored_of(
-    record: Record, idempotency: Idempotency | None, artifacts: Mapping[str, str], callback_url: str | None
+    record: Record,
+    idempotency: Idempotency | None,
+    artifacts: Mapping[str, str],
+    callback_url: str | None,
+    *,
+    durable: bool = True,
 ) -> JobRecord:
     """A job that was just accepted, as the store gets it.
 
@@ -32,6 +37,7 @@ def stored_of(
         idempotency: The client's key, if it sent one.
         artifacts: What came with the request, name → content address.
         callback_url: Where its end is told; None for nowhere.
+        durable: Whether it must outlive a crash.
     """
     job = record.job
     names = leaf_names(leaves(job.expression))
@@ -53,6 +59,7 @@ def stored_of(
         label=record.rendering.label,
         weight=job.weight,
         message=None if callback_url is None else Message(callback_url),
+        durable=durable,
     )
 
 

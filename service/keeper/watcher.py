@@ -37,8 +37,9 @@ class Watcher:
     def __init__(self, rhythm: Rhythm) -> None:
         self._rhythm = rhythm
         self._watched: dict[str, Record] = {}
-        # Jobs that are on their way into the store.
+        # Jobs that are on their way into the store, and those of them of which a look may have passed over the news.
         self._expected: dict[str, Record] = {}
+        self._overlooked: set[str] = set()
         # Job → until when its worker tells of its progress, and the newest event that was told here.
         self._asked: dict[str, float] = {}
         self._heard: dict[str, int] = {}
@@ -86,7 +87,7 @@ class Watcher:
 
     def forget(self, record: Record) -> None:
         """It is not, after all."""
-        self._expected.pop(record.job.id, None)
+        self._arrived(record.job.id)
 
     @property
     def places(self) -> dict[str, int]:
@@ -99,15 +100,26 @@ class Watcher:
             if isinstance(event.payload, int)
         }
 
-    async def watch(self, record: Record) -> Record:
-        """Follow a job that the store has until its end; the one that is followed, where it is followed already."""
+    async def watch(self, record: Record, *, look: bool = True) -> Record:
+        """Follow a job that the store has until its end; the one that is followed, where it is followed already.
+
+        Args:
+            record: The job.
+            look: Whether to see how it stands at once, even if there is no news.
+        """
         job_id = record.job.id
         known = self._watched.setdefault(job_id, record)
-        self._expected.pop(job_id, None)
-        if known is record:
+        if (self._arrived(job_id) or look) and known is record:
             with contextlib.suppress(StoreUnavailableError):
                 await self._look()
         return known
+
+    def _arrived(self, job_id: str) -> bool:
+        """Whether there may have been news of an expected job while it was."""
+        self._expected.pop(job_id, None)
+        overlooked = job_id in self._overlooked
+        self._overlooked.discard(job_id)
+        return overlooked
 
     async def revived(self, stored: JobRecord) -> Record:
         """A job of the store as one of this process, with its end if it is over."""
@@ -135,6 +147,7 @@ class Watcher:
 
     async def _look(self) -> None:
         """Ask the store once for all jobs that are followed, and tell what is new."""
+        self._overlooked.update(self._expected)
         async with self._looking:
             if not self._watched:
                 return
@@ -176,7 +189,11 @@ class Watcher:
             for job_id, record in self._watched.items()
             if job_id in glances and glances[job_id].state is JobState.QUEUED
         ]
-        untold = [record.job for record in self._watched.values() if not record.job.channel.newer(0)]
+        untold = [
+            record.job
+            for record in self._watched.values()
+            if not record.job.channel.newer(0) and (record.job in queued or record.job.channel.watched)
+        ]
         now = time.monotonic()
         # The queue may be long, and news come often.
         if not (untold or (queued and now >= self._placed + self._rhythm.watch_s)):

@@ -198,7 +198,8 @@ class Worker:
         if snapshot is None or kept.lost:
             return
         try:
-            address = await self._storage.artifacts.put(await asyncio.to_thread(write_snapshot, snapshot))
+            blob = await asyncio.to_thread(write_snapshot, snapshot)
+            address = await self._storage.artifacts.put(blob, durable=kept.durable)
             await self._storage.store.checkpoint(kept.lease, Checkpoint(address, snapshot.index))
         except (StoreUnavailableError, DiskFullError) as error:
             self._storage.note(error)
@@ -208,14 +209,14 @@ class Worker:
         with contextlib.suppress(StoreUnavailableError, DiskFullError):
             await self._tell_of([kept])
         try:
-            ending = await self._ending(kept.job, how)
+            ending = await self._ending(kept, how)
             await self._storage.persisted(lambda: self._storage.store.finish(kept.lease, ending, time.time()))
         except DiskFullError as error:
             _LOG.error("job %s failed: %s", kept.job.id, error)
             self._storage.note(error)
             how = error
             kept.job.conclude(how)
-            failed = await self._ending(kept.job, how)
+            failed = await self._ending(kept, how)
             await self._storage.persisted(
                 lambda: self._storage.store.finish(kept.lease, failed, time.time()), through_full_disk=True
             )
@@ -225,14 +226,15 @@ class Worker:
             # Its rows are free.
             self._bell.ring()
 
-    async def _ending(self, job: Job, how: Outcome | Exception) -> Ending:
+    async def _ending(self, kept: Kept, how: Outcome | Exception) -> Ending:
+        job = kept.job
         if isinstance(how, CancelledJobError):
             return Ending(JobState.CANCELLED, step=job.index)
         if isinstance(how, Exception):
             fault = fault_of(how, reference=f"job id {job.id}")
             return Ending(JobState.FAILED, Failure(fault.detail, int(fault.status)), step=job.index)
         blob = await asyncio.to_thread(write_outcome, how)
-        address = await self._storage.persisted(lambda: self._storage.artifacts.put(blob))
+        address = await self._storage.persisted(lambda: self._storage.artifacts.put(blob, durable=kept.durable))
         return Ending(JobState.COMPLETED, artifacts={OUTCOME: address}, step=job.index)
 
     def _drop(self, kept: Kept, why: Exception) -> None:
@@ -360,9 +362,6 @@ class Worker:
         )
         claims = await self._storage.store.claim(self.id, wants, time.time())
         taken = [each for claim in claims if (each := await self._taken(claim)) is not None]
-        if taken:
-            # Somebody may watch them already.
-            await self._renew()
         for kept, stored in taken:
             await self._go_on(kept, stored)
         return bool(claims)
@@ -375,7 +374,8 @@ class Worker:
             ending = Ending(JobState.FAILED, Failure(str(error), 500))
             await self._storage.store.finish(claim.lease, ending, time.time())
             return None
-        kept = self._kept[record.job.id] = Kept(record, claim.lease)
+        kept = self._kept[record.job.id] = Kept(record, claim.lease, durable=claim.record.durable)
+        record.job.channel.attended = claim.watched
         self._tasks.spawn(self._write(kept))
         return kept, claim.record
 

@@ -58,8 +58,12 @@ class Artifact:
 class Artifacts(Protocol):
     """Where files are kept. Any number of processes may share one."""
 
-    async def put(self, data: bytes) -> str:
-        """Store bytes; their address. When this returns, they are safe.
+    async def put(self, data: bytes, *, durable: bool = True) -> str:
+        """Store bytes; their address.
+
+        Args:
+            data: The bytes.
+            durable: Whether they are safe when this returns; else a crash of the machine may lose them.
 
         Raises:
             DiskFullError: There is no space left.
@@ -117,9 +121,9 @@ class FolderArtifacts:
         self._folder = folder
         self._partial = folder / "partial"
 
-    async def put(self, data: bytes) -> str:
+    async def put(self, data: bytes, *, durable: bool = True) -> str:
         """Store bytes."""
-        return await asyncio.to_thread(self._put, data)
+        return await asyncio.to_thread(self._put, data, durable=durable)
 
     async def get(self, address: str) -> bytes:
         """The bytes of an address."""
@@ -133,14 +137,14 @@ class FolderArtifacts:
         """Remove a file that was not stored again since."""
         return await asyncio.to_thread(self._remove, address, unused_since)
 
-    def _put(self, data: bytes) -> str:
+    def _put(self, data: bytes, *, durable: bool) -> str:
         address = address_of(data)
         with _told():
             place = self._place(address)
             _make_folder(place.parent)
             with self._locked(fcntl.LOCK_SH):
                 # It may be there already; storing it again must keep it from being removed as unused.
-                if _touched(place, address):
+                if _touched(place, address, durable=durable):
                     return address
                 _make_folder(self._partial)
                 descriptor, name = tempfile.mkstemp(dir=self._partial)
@@ -148,12 +152,14 @@ class FolderArtifacts:
                     with os.fdopen(descriptor, "wb") as file:
                         file.write(data)
                         file.flush()
-                        os.fsync(file.fileno())
+                        if durable:
+                            os.fsync(file.fileno())
                     Path(name).replace(place)
                 except BaseException:
                     Path(name).unlink(missing_ok=True)
                     raise
-                _sync(place.parent)
+                if durable:
+                    _sync(place.parent)
         return address
 
     def _get(self, address: str) -> bytes:
@@ -232,8 +238,8 @@ class RemoteArtifacts:
             raise ValueError(f"there is no file system for {scheme}:// here: {error}") from error
         self._folder, self._clock = str(folder).rstrip("/"), clock
 
-    async def put(self, data: bytes) -> str:
-        """Store bytes."""
+    async def put(self, data: bytes, *, durable: bool = True) -> str:
+        """Store bytes; they are always safe then."""
         return await asyncio.to_thread(self._put, data)
 
     async def get(self, address: str) -> bytes:
@@ -299,7 +305,7 @@ class RemoteArtifacts:
         return f"{self._folder}/{address[:2]}/{address}"
 
 
-def _touched(place: Path, address: str) -> bool:
+def _touched(place: Path, address: str, *, durable: bool) -> bool:
     """Whether a file is there and undamaged; it is used now."""
     try:
         if address_of(place.read_bytes()) != address:
@@ -307,8 +313,10 @@ def _touched(place: Path, address: str) -> bool:
         os.utime(place)
     except FileNotFoundError:
         return False
-    # Who put it there may have been killed just before this.
-    _sync(place.parent)
+    # Who put it there may have been killed just before this, or have had no need of it.
+    if durable:
+        _sync(place)
+        _sync(place.parent)
     return True
 
 
@@ -319,9 +327,9 @@ def _make_folder(folder: Path) -> None:
         _sync(folder.parent)
 
 
-def _sync(folder: Path) -> None:
-    """Be sure that the names in a folder stay."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+def _sync(path: Path) -> None:
+    """Be sure that a file's bytes stay, or the names in a folder."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -139,7 +139,8 @@ class MemoryStore:
         for each in moves.fitting(self._in_order(now, wants), wants):
             entry = self._entries[each.id] = moves.taken(self._entries[each.id], worker, now, self._rules)
             self._served[each.caller] = self._admissions + 1
-            claims.append(entry.claim)
+            watched = self._watched.get(each.id, now) > now
+            claims.append(replace(entry.claim, watched=watched))
         return claims
 
     async def renew(self, leases: Sequence[Lease], now: float, steps: Mapping[str, int] | None = None) -> Renewal:

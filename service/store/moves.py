@@ -65,7 +65,8 @@ def taken(entry: Entry, worker: str, now: float, rules: Rules) -> Entry:
 
 def held(entry: Entry | None, lease: Lease) -> Entry:
     """The entry, if the lease is a right to write to it; :class:`LostLeaseError` otherwise."""
-    if entry is None or entry.worker is None or entry.fence != lease.fence:
+    # A database that crashed may have lost a claim that it had told, and give its fence to another worker.
+    if entry is None or (entry.worker, entry.fence) != (lease.worker, lease.fence):
         raise LostLeaseError(lease)
     return entry
 

@@ -126,6 +126,8 @@ class JobRecord:
         label: How its client groups its jobs; None for not at all.
         weight: Bytes of its known picture.
         message: What its client is told at its end; None for nothing.
+        durable: Whether it must outlive a crash of the database; one that ends with its client's request need not, and
+            what is written of it may reach the disk a moment later.
     """
 
     id: str
@@ -153,6 +155,7 @@ class JobRecord:
     label: str | None = None
     weight: int = 0
     message: Message | None = None
+    durable: bool = True
 
     @property
     def submitted(self) -> float:
@@ -205,6 +208,7 @@ def to_plain(record: JobRecord) -> dict[str, Any]:
         "message_tries": message.tries if message else 0,
         "message_due": message.due if message else None,
         "message_outcome": message.outcome if message else None,
+        "durable": record.durable,
     }
 
 
@@ -237,6 +241,7 @@ def from_plain(plain: Mapping[Any, Any]) -> JobRecord:
         label=plain["label"],
         weight=plain["weight"],
         message=None if plain["message_url"] is None else _message(plain),
+        durable=bool(plain["durable"]),
     )
 
 
@@ -273,10 +278,12 @@ class Claim:
     Attributes:
         record: The job.
         lease: The right to it.
+        watched: Whether somebody in another process waits for its progress.
     """
 
     record: JobRecord
     lease: Lease
+    watched: bool = False
 
 
 @dataclass(frozen=True, slots=True)

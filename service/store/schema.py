@@ -6,11 +6,24 @@ does not grow with those that are.
 
 from typing import Final
 
-from sqlalchemy import BigInteger, Boolean, Column, Double, Index, Integer, LargeBinary, MetaData, Table, Text, text
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Double,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+    text,
+    true,
+)
 from sqlalchemy.dialects import postgresql
 
 METADATA: Final = MetaData()
-VERSIONS: Final = ("0001", "0002", "0003", "0004", "0005")
+VERSIONS: Final = ("0001", "0002", "0003", "0004", "0005", "0006")
 """The steps of the migrations, in their order; a test compares them with the files."""
 VERSION: Final = VERSIONS[-1]
 """The step that a database of this version has."""
@@ -62,6 +75,7 @@ JOBS: Final = Table(
     Column("message_tries", Integer, nullable=False, server_default="0"),
     Column("message_due", Double),
     Column("message_outcome", Text),
+    Column("durable", Boolean, nullable=False, server_default=true()),
     Column("fence", BigInteger, nullable=False),
     Column("worker", Text),
     Column("expires", Double),

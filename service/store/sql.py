@@ -8,9 +8,10 @@ a time; on PostgreSQL claims pass over rows that others are claiming, and so do 
 import asyncio
 import json
 import logging
-import math
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,6 +27,7 @@ from service.store.port import (
     REMEMBERED_S,
     JobExistsError,
     KeyTakenError,
+    LostLeaseError,
     Rules,
     StoreError,
     StoreUnavailableError,
@@ -53,13 +55,14 @@ from service.store.records import (
     to_plain,
 )
 from service.store.schema import JOBS, PROGRESS, TURNS, WORKERS
+from service.store.statements import ADD, BACKLOG, CHANNEL, FINISH, GET, GLANCE, NOTIFY, QUEUE, RENEW, START, TAKE
 
 _LOG: Final = logging.getLogger(__name__)
-_CHANNEL: Final = "superdiff"  # the bell's
 # How often a shared SQLite file is looked at.
 _POLL_S: Final = 0.02
-# Of waiting jobs, so many more than wanted are put in order as others may be claiming them at the same moment.
-_SPARE: Final = 32
+# Of waiting jobs, so many more than wanted are put in order as others may be claiming them at the same moment; at each
+# further try, as they were faster with all of those.
+_SPARE: Final = (4, 32, 128)
 _TRIES: Final = 3
 _REAPED_AT_ONCE: Final = 500
 
@@ -75,19 +78,6 @@ _TELLING: Final = (
 )
 _WAITING: Final = sa.and_(JOBS.c.worker.is_(None), JOBS.c.ended.is_(None))
 _OPEN: Final = JOBS.c.ended.is_(None)
-
-_RENEW: Final = """
-UPDATE jobs SET expires = :expires, step = coalesce(told.step, jobs.step)
-FROM {told}
-WHERE jobs.id = told.id AND jobs.fence = told.fence AND jobs.worker IS NOT NULL
-RETURNING jobs.id, jobs.fence, jobs.worker, jobs.expires, jobs.cancel_requested
-"""
-_TOLD_SQLITE: Final = """(
-    SELECT json_extract(value, '$.id') AS id, json_extract(value, '$.fence') AS fence,
-        json_extract(value, '$.step') AS step
-    FROM json_each(:told)
-) AS told"""
-_TOLD_POSTGRES: Final = "jsonb_to_recordset(CAST(:told AS jsonb)) AS told(id text, fence bigint, step integer)"
 
 
 async def open_sql_store(url: str, rules: Rules | None = None, *, shared: bool = False) -> "SqlStore":
@@ -123,19 +113,15 @@ class SqlStore:
         entry = Entry(record)
         if lease_to is not None:
             entry = moves.taken(entry, lease_to, record.created, self._rules)
-        insert = self._insert(JOBS).values(_row(entry)).on_conflict_do_nothing().returning(JOBS.c.id)
         for _ in range(_TRIES):
-            async with self._write() as connection:
-                if (await connection.execute(insert)).first() is not None:
-                    if watched_until is not None:
-                        watched = {"job_id": record.id, "watched_until": watched_until}
-                        await connection.execute(self._insert(PROGRESS).values(watched).on_conflict_do_nothing())
-                    break
+            if await self._added(entry, watched_until):
+                break
+            async with self._read() as connection:
                 await self._refuse(connection, record)
             # Whoever was in the way has gone since.
         else:
             raise StoreUnavailableError("the store is busy with the same key; try again")
-        await self.wake(Topic.WORK)
+        await self._told(Topic.WORK, record)
         return None if lease_to is None else entry.claim.lease
 
     async def standing(self, caller: str, key: str) -> JobRecord | None:
@@ -146,11 +132,10 @@ class SqlStore:
 
     async def get(self, job_id: str) -> JobRecord:
         """A job as it stands."""
-        async with self._read() as connection:
-            found = await _entries(connection, sa.select(JOBS).where(JOBS.c.id == job_id))
+        found = await self._database.one(GET, {"id": job_id})
         if not found:
             raise UnknownJobError(job_id)
-        return found[0].record
+        return from_plain(found[0])
 
     async def page(self, filters: Filters | None = None, cursor: str | None = None, limit: int = 100) -> Page:
         """Jobs, newest first."""
@@ -162,58 +147,48 @@ class SqlStore:
 
     async def backlog(self, caller: str) -> Backlog:
         """What waits, and how many jobs the caller has."""
-        async with self._read() as connection:
-            found = (await connection.execute(backlog_query(caller))).one()
-        return Backlog(*found)
+        (found,) = await self._database.one(BACKLOG, {"caller": caller})
+        return Backlog(*found.values())
 
     async def order(self, now: float, limit: int = 1000) -> tuple[str, ...]:
         """The ids of the waiting jobs in the order in which they will be claimed."""
-        async with self._read() as connection:
-            ordered, _ = await self._in_order(connection, now, limit, None)
-        return tuple(each.id for each in ordered)
+        return tuple(each.id for each in (await self._queue(now, limit, Wants())).jobs)
 
     async def claim(self, worker: str, wants: Wants, now: float) -> list[Claim]:
-        """Take the next waiting jobs."""
-        changed = False
-        claims: list[Claim] = []
-        for _ in range(_TRIES):
-            async with self._write() as connection:
-                changed |= bool(await self._reap(connection, now))
-                ordered, admissions = await self._in_order(connection, now, 2 * wants.jobs + _SPARE, wants)
-                free = await self._locked(connection, ordered, wants.jobs)
-                chosen = moves.fitting(free, wants)
-                if chosen:
-                    claims = await self._take(connection, chosen, worker, now)
-                    await self._serve(connection, chosen, admissions)
-            # Where others were faster with all of them, there are perhaps more.
-            if free or not ordered:
+        """Take the next waiting jobs; who finds nothing has only read."""
+        for spare in _SPARE:
+            queue = await self._queue(now, wants.jobs + spare, wants)
+            if queue.overdue and await self._reaped(now):
+                queue = await self._queue(now, wants.jobs + spare, wants)
+            if not moves.fitting(queue.jobs, wants):
                 break
-        if changed:
-            await self.wake()
-        return claims
+            claims = await self._take(queue, wants, worker, now)
+            if claims:
+                return claims
+            # Others were faster with all of them; there are perhaps more.
+        return []
 
     async def renew(self, leases: Sequence[Lease], now: float, steps: Mapping[str, int] | None = None) -> Renewal:
         """A heartbeat."""
         if not leases:
             return Renewal((), frozenset(), frozenset())
-        told = [{"id": each.job_id, "fence": each.fence, "step": (steps or {}).get(each.job_id)} for each in leases]
-        given = {"told": json.dumps(told), "expires": now + self._rules.lease_s}
-        async with self._write() as connection:
-            found = (await connection.execute(self._renewing, given)).all()
-            watched = await self._watched([row.id for row in found], connection, now)
-        kept = {row.id: Lease(row.id, row.worker, row.fence, row.expires) for row in found}
+        told = [
+            {"id": each.job_id, "fence": each.fence, "worker": each.worker, "step": (steps or {}).get(each.job_id)}
+            for each in leases
+        ]
+        given = {"told": json.dumps(told), "expires": now + self._rules.lease_s, "now": now}
+        found = await self._database.one(RENEW[self._dialect], given, writes=True)
+        kept = {row["id"]: Lease(row["id"], row["worker"], row["fence"], row["expires"]) for row in found}
         return Renewal(
             tuple(kept[each.job_id] for each in leases if each.job_id in kept),
             frozenset(each.job_id for each in leases) - kept.keys(),
-            frozenset(row.id for row in found if row.cancel_requested),
-            watched,
+            frozenset(row["id"] for row in found if row["cancel_requested"]),
+            frozenset(row["id"] for row in found if row["watched"]),
         )
 
     async def start(self, lease: Lease, now: float) -> JobRecord:
         """The job runs."""
-        record = await self._move(lease, lambda entry: moves.started(entry, now))
-        await self.wake(Topic.NEWS)
-        return record
+        return await self._written(lease, START, {"now": now})
 
     async def checkpoint(self, lease: Lease, checkpoint: Checkpoint) -> JobRecord:
         """The next attempt can go on here."""
@@ -221,9 +196,16 @@ class SqlStore:
 
     async def finish(self, lease: Lease, ending: Ending, now: float) -> JobRecord:
         """The job is over."""
-        record = await self._move(lease, lambda entry: moves.finished(entry, ending, now))
-        await self.wake(Topic.NEWS)
-        return record
+        failure = ending.failure
+        given = {
+            "now": now,
+            "state": str(ending.state),
+            "reason": failure.reason if failure else None,
+            "status": failure.status if failure else None,
+            "step": ending.step,
+            "artifacts": json.dumps(dict(ending.artifacts)),
+        }
+        return await self._written(lease, FINISH, given)
 
     async def release(self, lease: Lease, now: float) -> JobRecord:
         """Give a job back."""
@@ -259,11 +241,7 @@ class SqlStore:
 
     async def reap(self, now: float) -> list[JobRecord]:
         """Free the jobs of expired leases, and end what nobody may work on any more."""
-        async with self._write() as connection:
-            changed = await self._reap(connection, now)
-        if changed:
-            await self.wake()
-        return [entry.record for entry in changed if entry.record.state.over]
+        return [entry.record for entry in await self._reaped(now) if entry.record.state.over]
 
     async def expired(self, before: float, limit: int = 1000) -> list[JobRecord]:
         """Jobs that ended before a time, the longest ended first."""
@@ -316,18 +294,13 @@ class SqlStore:
 
     async def glance(self, job_ids: Collection[str]) -> dict[str, Glance]:
         """How these jobs stand."""
-        columns = JOBS.c.id, JOBS.c.state, JOBS.c.step, JOBS.c.attempts
-        told_columns = PROGRESS.c.fence, PROGRESS.c.number, PROGRESS.c.told
-        joined = sa.outerjoin(JOBS, PROGRESS, JOBS.c.id == PROGRESS.c.job_id)
-        query = sa.select(*columns, *told_columns).select_from(joined).where(self._among(sorted(job_ids)))
-        async with self._read() as connection:
-            rows = (await connection.execute(query)).all()
+        rows = await self._database.one(GLANCE[self._dialect], {"these": json.dumps(sorted(job_ids))})
         return {
-            row.id: Glance(
-                JobState(row.state),
-                row.step,
-                row.attempts,
-                None if row.told is None else Progress(row.id, row.fence, row.number, row.told),
+            row["id"]: Glance(
+                JobState(row["state"]),
+                row["step"],
+                row["attempts"],
+                None if row["told"] is None else Progress(row["id"], row["fence"], row["number"], row["told"]),
             )
             for row in rows
         }
@@ -374,8 +347,7 @@ class SqlStore:
         if not self._postgres:
             return
         try:
-            async with self._read() as connection:
-                await connection.execute(sa.select(sa.func.pg_notify(_CHANNEL, ",".join(topics))))
+            await self._database.one(NOTIFY, {"topics": ",".join(topics)})
         except StoreError as error:
             _LOG.warning("nobody was woken: %s", error)
 
@@ -413,11 +385,42 @@ class SqlStore:
             await connection.execute(sa.update(JOBS).where(JOBS.c.id == before.record.id).values(changes))
         return after
 
-    async def _watched(self, job_ids: Sequence[str], connection: AsyncConnection, now: float) -> frozenset[str]:
-        """Those of these jobs whose progress somebody waits for."""
-        until = PROGRESS.c.watched_until > now
-        query = sa.select(PROGRESS.c.job_id).where(self._among(list(job_ids), PROGRESS.c.job_id), until)
-        return frozenset((await connection.execute(query)).scalars())
+    async def _written(self, lease: Lease, how: Mapping[str, sa.TextClause], given: Mapping[str, Any]) -> JobRecord:
+        """What a worker writes under its lease by one statement, and of which there is news."""
+        named = {"id": lease.job_id, "fence": lease.fence, "worker": lease.worker, "topic": Topic.NEWS}
+        found = await self._database.one(how[self._dialect], {**named, **given}, writes=True)
+        if not found:
+            raise LostLeaseError(lease)
+        record = from_plain(found[0])
+        await self._told(Topic.NEWS, record)
+        return record
+
+    async def _told(self, topic: Topic, record: JobRecord) -> None:
+        """Ring for what was written of a job; on PostgreSQL the statement told it where the job is not durable."""
+        if record.durable:
+            await self.wake(topic)
+        else:
+            self._ring(topic)
+
+    async def _added(self, entry: Entry, watched_until: float | None) -> bool:
+        """Whether a new job was put into its table; False where something is in its way."""
+        if self._postgres:
+            given = {**_row(entry), "until": watched_until, "topic": Topic.WORK}
+            return bool(await self._database.one(ADD, given, writes=True))
+        insert = sqlite.insert(JOBS).values(_row(entry)).on_conflict_do_nothing().returning(JOBS.c.id)
+        async with self._write() as connection:
+            added = (await connection.execute(insert)).first() is not None
+            if added and watched_until is not None:
+                watched = {"job_id": entry.record.id, "watched_until": watched_until}
+                await connection.execute(sqlite.insert(PROGRESS).values(watched).on_conflict_do_nothing())
+        return added
+
+    async def _reaped(self, now: float) -> list[Entry]:
+        async with self._write() as connection:
+            changed = await self._reap(connection, now)
+        if changed:
+            await self.wake()
+        return changed
 
     async def _refuse(self, connection: AsyncConnection, record: JobRecord) -> None:
         """Raise for what is in a new job's way, if it still is."""
@@ -434,65 +437,70 @@ class SqlStore:
             changed += [await self._put(connection, entry, moves.reaped(entry, now, self._rules)) for entry in found]
         return changed
 
-    async def _in_order(
-        self, connection: AsyncConnection, now: float, limit: int, wants: Wants | None
-    ) -> tuple[list[Candidate], int]:
-        """The first waiting jobs in their order, and the highest count of claims so far."""
-        suited: sa.ColumnElement[bool] = sa.true()
-        if wants is not None and (wants.models is not None or wants.warm is not None):
-            found = (await connection.execute(sa.select(JOBS.c.models).where(_WAITING).distinct())).scalars().all()
-            sets = {each: json.loads(each) for each in found}
-            # Whatever has waited long enough, or has its models here.
-            late = [each for each in found if moves.suits(sets[each], -math.inf, wants, now)]
-            warm = [each for each in late if moves.suits(sets[each], math.inf, wants, now)]
-            suited = JOBS.c.models.in_(warm)
-            if len(warm) < len(late):
-                waited = JOBS.c.created <= now - wants.patience_s
-                suited = sa.or_(suited, sa.and_(JOBS.c.models.in_(late), waited))
-        rows = (await connection.execute(waiting_query(limit, suited))).all()
-        waiting = [Candidate(row.id, row.caller, row.priority, row.created, row.rows) for row in rows]
-        served = {row.caller: row.served for row in rows if row.served is not None}
-        admissions = rows[0].admissions if rows else 0
-        ordered = moves.in_order(waiting, served, admissions, now, self._rules)
-        return [each for each, _ in zip(ordered, range(limit), strict=False)], admissions
+    async def _queue(self, now: float, limit: int, wants: Wants) -> "_Queue":
+        """The first waiting jobs in their order."""
+        able, warm = wants.models, wants.warm
+        if able is not None and warm is not None and able <= warm:
+            warm = None
+        given = {
+            "able": None if able is None else json.dumps(sorted(able)),
+            "warm": None if warm is None else json.dumps(sorted(warm)),
+            "since": now - wants.patience_s,
+            "now": now,
+            "limit": limit,
+        }
+        rows = await self._database.one(QUEUE[self._dialect], given)
+        waiting = [
+            Candidate(row["id"], row["caller"], row["priority"], row["created"], row["rows"])
+            for row in rows
+            if row["id"] is not None
+        ]
+        served = {row["caller"]: row["served"] for row in rows if row["served"] is not None}
+        ordered = moves.in_order(waiting, served, rows[0]["admissions"], now, self._rules)
+        return _Queue(tuple(islice(ordered, limit)), rows[0]["admissions"], bool(rows[0]["overdue"]))
 
-    async def _locked(self, connection: AsyncConnection, ordered: Sequence[Candidate], jobs: int) -> list[Candidate]:
-        """The first of these that nobody else is claiming."""
-        if not self._postgres or not ordered:
-            return list(ordered)
-        ids = sa.cast([each.id for each in ordered], postgresql.ARRAY(sa.Text))
-        query = sa.select(JOBS.c.id).where(JOBS.c.id == sa.any_(ids), _WAITING)
-        query = query.order_by(sa.func.array_position(ids, JOBS.c.id)).limit(jobs).with_for_update(skip_locked=True)
-        free = set((await connection.execute(query)).scalars())
-        return [each for each in ordered if each.id in free]
-
-    async def _take(
-        self, connection: AsyncConnection, chosen: Sequence[Candidate], worker: str, now: float
-    ) -> list[Claim]:
-        taken = {
-            "attempts": JOBS.c.attempts + 1,
-            "fence": JOBS.c.fence + 1,
+    async def _take(self, queue: "_Queue", wants: Wants, worker: str, now: float) -> list[Claim]:
+        """Take the first of these that nobody else has taken since; who was served is noted with it."""
+        if not self._postgres:
+            return await self._take_alone(queue, wants, worker, now)
+        given = {
+            "ids": [each.id for each in queue.jobs],
+            "jobs": wants.jobs,
+            "room": wants.rows,
+            "idle": wants.idle,
             "worker": worker,
             "expires": now + self._rules.lease_s,
+            "now": now,
+            "admissions": queue.admissions,
         }
-        update = sa.update(JOBS).where(self._among([each.id for each in chosen])).values(taken).returning(*JOBS.c)
-        claims = {entry.record.id: entry.claim for entry in await _entries(connection, update)}
-        return [claims[each.id] for each in chosen]
+        return [_claim(row, row["watched"]) for row in await self._database.one(TAKE, given, writes=True)]
 
-    async def _serve(self, connection: AsyncConnection, chosen: Sequence[Candidate], admissions: int) -> None:
-        """Note whose turn it was.
-
-        Who is just now served by another claim is passed over: two claims never wait for each other's callers.
-        """
-        counts = {each.caller: admissions + place for place, each in enumerate(chosen, start=1)}
-        query = sa.select(TURNS.c.caller).where(self._among(list(counts), TURNS.c.caller))
-        free = set((await connection.execute(query.with_for_update(skip_locked=True))).scalars())
-        values = [{"caller": caller, "served": count} for caller, count in sorted(counts.items())]
-        if new := [value for value in values if value["caller"] not in free]:
-            await connection.execute(self._insert(TURNS).on_conflict_do_nothing(), new)
-        update = sa.update(TURNS).where(TURNS.c.caller == sa.bindparam("one")).values(served=sa.bindparam("count"))
-        if old := [{"one": value["caller"], "count": value["served"]} for value in values if value["caller"] in free]:
-            await connection.execute(update, old)
+    async def _take_alone(self, queue: "_Queue", wants: Wants, worker: str, now: float) -> list[Claim]:
+        """Likewise, where nobody else can write meanwhile."""
+        async with self._write() as connection:
+            waiting = sa.select(JOBS.c.id).where(self._among([each.id for each in queue.jobs]), _WAITING)
+            free = set((await connection.execute(waiting)).scalars())
+            chosen = moves.fitting((each for each in queue.jobs if each.id in free), wants)
+            if not chosen:
+                return []
+            taken = {
+                "attempts": JOBS.c.attempts + 1,
+                "fence": JOBS.c.fence + 1,
+                "worker": worker,
+                "expires": now + self._rules.lease_s,
+            }
+            update = sa.update(JOBS).where(self._among([each.id for each in chosen])).values(taken).returning(*JOBS.c)
+            rows = {row["id"]: row for row in (await connection.execute(update)).mappings()}
+            watching = sa.select(PROGRESS.c.job_id).where(
+                self._among(list(rows), PROGRESS.c.job_id), PROGRESS.c.watched_until > now
+            )
+            watched = set((await connection.execute(watching)).scalars())
+            counts = {each.caller: queue.admissions + place for place, each in enumerate(chosen, start=1)}
+            turns = [{"caller": caller, "served": count} for caller, count in counts.items()]
+            serve = sqlite.insert(TURNS)
+            serve = serve.on_conflict_do_update(index_elements=["caller"], set_={"served": serve.excluded.served})
+            await connection.execute(serve, turns)
+        return [_claim(rows[each.id], each.id in watched) for each in chosen]
 
     def _insert(self, table: sa.Table) -> postgresql.Insert | sqlite.Insert:
         return postgresql.insert(table) if self._postgres else sqlite.insert(table)
@@ -507,8 +515,8 @@ class SqlStore:
         return column.in_(sa.select(sa.func.json_each(json.dumps(names)).table_valued("value").c.value))
 
     @property
-    def _renewing(self) -> sa.TextClause:
-        return sa.text(_RENEW.format(told=_TOLD_POSTGRES if self._postgres else _TOLD_SQLITE))
+    def _dialect(self) -> str:
+        return self._engine.dialect.name
 
     # Bells
 
@@ -558,7 +566,7 @@ class SqlStore:
         driver = (await self._listener.get_raw_connection()).driver_connection
         if driver is None:
             raise StoreUnavailableError("the connection was lost")
-        await driver.add_listener(_CHANNEL, self._rung)
+        await driver.add_listener(CHANNEL, self._rung)
         driver.add_termination_listener(self._unheard)
         self._hearing = True
         # What rang meanwhile was not heard.
@@ -574,6 +582,21 @@ class SqlStore:
         if listener is not None:
             await listener.invalidate()
             await listener.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Queue:
+    """What waits.
+
+    Attributes:
+        jobs: In their order.
+        admissions: The highest count of claims so far.
+        overdue: Whether a lease has expired, or a waiting job is late.
+    """
+
+    jobs: tuple[Candidate, ...]
+    admissions: int
+    overdue: bool
 
 
 class _Bell:
@@ -601,24 +624,6 @@ def _changed(file: Path) -> tuple[int, int] | None:
     return told.st_mtime_ns, told.st_size
 
 
-def waiting_query(limit: int, suited: sa.ColumnElement[bool]) -> sa.Select[Any]:
-    """Of each caller and priority the first waiting jobs; when the caller was last served, and when anyone was.
-
-    Args:
-        limit: At most so many of each.
-        suited: Only those of which this holds.
-    """
-    columns = JOBS.c.id, JOBS.c.caller, JOBS.c.priority, JOBS.c.created, JOBS.c.rows
-    place = sa.func.row_number().over(
-        partition_by=(JOBS.c.caller, JOBS.c.priority), order_by=(JOBS.c.created, JOBS.c.id)
-    )
-    first = sa.select(*columns, place.label("place")).where(_WAITING, suited).subquery()
-    joined = sa.outerjoin(first, TURNS, first.c.caller == TURNS.c.caller)
-    newest = sa.select(sa.func.coalesce(sa.func.max(TURNS.c.served), 0)).correlate(None).scalar_subquery()
-    found = sa.select(first, TURNS.c.served, newest.label("admissions"))
-    return found.select_from(joined).where(first.c.place <= limit)
-
-
 def _standing(caller: str, key: str) -> sa.Select[Any]:
     """The job that a caller's idempotency key stands for, if there is one."""
     standing = JOBS.c.state.not_in([JobState.FAILED, JobState.CANCELLED])
@@ -642,17 +647,6 @@ def page_query(filters: Filters, cursor: str | None) -> sa.Select[Any]:
         created, job_id = place_of(cursor)
         query = query.where(sa.tuple_(JOBS.c.created, JOBS.c.id) < sa.tuple_(sa.literal(created), sa.literal(job_id)))
     return query
-
-
-def backlog_query(caller: str) -> sa.Select[Any]:
-    """Waiting jobs, their rows, their work, and the caller's open jobs."""
-    own = sa.select(sa.func.count()).select_from(JOBS).where(_OPEN, JOBS.c.caller == caller).scalar_subquery()
-    rows = sa.func.coalesce(sa.func.sum(JOBS.c.rows), 0)
-    # Sums of products outgrow the columns' own type.
-    work = sa.func.coalesce(sa.func.sum(sa.cast(JOBS.c.rows, sa.BigInteger) * JOBS.c.steps), 0)
-    first = sa.func.min(JOBS.c.deadline)
-    weight = sa.cast(sa.func.coalesce(sa.func.sum(JOBS.c.weight), 0), sa.BigInteger)
-    return sa.select(sa.func.count(), rows, sa.cast(work, sa.BigInteger), own, first, weight).where(_WAITING)
 
 
 def reap_queries(now: float) -> tuple[sa.Select[Any], ...]:
@@ -681,3 +675,9 @@ async def _entries(connection: AsyncConnection, query: sa.Executable) -> list[En
     """The jobs that a statement returns, all their columns."""
     rows = (await connection.execute(query)).mappings().all()
     return [Entry(from_plain(row), row["fence"], row["worker"], row["expires"]) for row in rows]
+
+
+def _claim(row: Mapping[Any, Any], watched: object) -> Claim:
+    """A job that was just taken."""
+    lease = Lease(row["id"], row["worker"], row["fence"], row["expires"])
+    return Claim(from_plain(row), lease, bool(watched))

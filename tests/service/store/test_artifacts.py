@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 import uuid
+from pathlib import Path
 
 import pytest
 
@@ -75,6 +76,21 @@ async def test_a_file_that_is_stored_again_is_not_removed(artifacts):
     await artifacts.put(b"x")
     assert not await artifacts.remove(address, between)
     assert await artifacts.get(address) == b"x"
+
+
+async def test_bytes_that_need_not_outlive_a_crash_wait_for_no_disk_until_somebody_needs_them(tmp_path, monkeypatch):
+    artifacts, synced, sync = FolderArtifacts(tmp_path), [], os.fsync
+    await artifacts.put(b"y")  # the folders are there, but for that of the next digest
+    artifacts._place(address_of(b"x")).parent.mkdir()
+    monkeypatch.setattr(
+        os, "fsync", lambda file: (synced.append(str(Path(f"/proc/self/fd/{file}").readlink())), sync(file))
+    )
+    address = await artifacts.put(b"x", durable=False)
+    assert await artifacts.get(address) == b"x"
+    assert synced == []
+    await artifacts.put(b"x")
+    place = artifacts._place(address)
+    assert synced == [str(place), str(place.parent)]
 
 
 def damage(artifacts, address, data):

@@ -50,6 +50,7 @@ async def test_a_record_returns_as_it_was_added(store):
         artifacts={"image": "aa", "mask": "bb"},
         weight=1 << 40,
         message=Message("https://hooks.example/ü", 2, 1_700_000_001.5),
+        durable=False,
     )
     await store.add(record)
     assert await store.get("a") == record
@@ -251,6 +252,22 @@ async def test_the_same_worker_is_refused_under_its_older_lease(store):
     with pytest.raises(LostLeaseError):
         await store.finish(old, DONE, 32.0)
     assert (await store.finish(claim.lease, DONE, 33.0)).state is JobState.COMPLETED
+
+
+async def test_another_worker_is_refused_under_a_lease_of_the_same_fence(store):
+    """A database that crashed may have forgotten a claim that it had told."""
+    lease = await held(store)
+    forgotten = replace(lease, worker="another")
+    for write in (
+        store.start(forgotten, 1.0),
+        store.checkpoint(forgotten, Checkpoint("c", 3)),
+        store.finish(forgotten, DONE, 1.0),
+        store.release(forgotten, 1.0),
+    ):
+        with pytest.raises(LostLeaseError):
+            await write
+    assert (await store.renew([forgotten], 1.0)).lost == {lease.job_id}
+    assert (await store.finish(lease, DONE, 2.0)).state is JobState.COMPLETED
 
 
 async def test_a_job_whose_workers_stop_fails_after_its_last_attempt(store):
@@ -566,8 +583,13 @@ async def test_what_was_told_last_is_there_until_the_job_is_forgotten(store):
 async def test_a_job_can_be_watched_from_its_first_moment(store):
     record = job()
     await store.add(record, watched_until=50.0)
-    (claim,) = await store.claim("w1", ALL, 1.0)
-    assert (await store.renew([claim.lease], 1.0)).watched == {record.id}
+    await store.add(job())
+    claims = await store.claim("w1", ALL, 1.0)
+    assert {claim.record.id: claim.watched for claim in claims} == {
+        each.record.id: each.record.id == record.id for each in claims
+    }
+    assert len(claims) == 2
+    assert (await store.renew([claim.lease for claim in claims], 1.0)).watched == {record.id}
 
 
 async def test_the_backlog_tells_what_waits(store):

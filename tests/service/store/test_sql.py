@@ -100,6 +100,7 @@ async def finish_many(store):
         "deadline": "n + 100",
         "message_tries": "0",
         "weight": "0",
+        "durable": "true",
     }
     del columns["rows"]
     async with store._writing.begin() as connection:
@@ -115,13 +116,31 @@ def statements(store):
     """All that is said to the database meanwhile."""
     said = []
 
-    def note(_connection, _cursor, statement, parameters, _context, _many):
-        if statement.lstrip().startswith(("SELECT", "UPDATE", "DELETE")):
-            said.append((statement, parameters[0] if _many else parameters))
+    def note(statement, parameters):
+        if statement.lstrip().startswith(("SELECT", "UPDATE", "DELETE", "WITH")):
+            said.append((statement, parameters))
 
-    sa.event.listen(store._engine.sync_engine, "before_cursor_execute", note)
+    def through_sqlalchemy(_connection, _cursor, statement, parameters, _context, _many):
+        note(statement, parameters[0] if _many else parameters)
+
+    def to_the_driver(query):
+        note(query.query, query.args)
+
+    def checked_out(connection, _record, _proxy):
+        connection.driver_connection.add_query_logger(to_the_driver)
+
+    def checked_in(connection, _record):
+        connection.driver_connection.remove_query_logger(to_the_driver)
+
+    heard = [(store._engine.sync_engine, "before_cursor_execute", through_sqlalchemy)]
+    if store._postgres:
+        pool = store._engine.sync_engine.pool
+        heard += [(pool, "checkout", checked_out), (pool, "checkin", checked_in)]
+    for each in heard:
+        sa.event.listen(*each)
     yield said
-    sa.event.remove(store._engine.sync_engine, "before_cursor_execute", note)
+    for each in heard:
+        sa.event.remove(*each)
 
 
 def visited(node):
@@ -479,6 +498,61 @@ async def test_a_lost_connection_to_postgres_costs_one_ring_and_no_job(postgres_
         await added(other, job())
         assert await bell.wait(5.0)
     assert len(await claimed(store, 1.0)) == 2
+    await store.close()
+    await other.close()
+
+
+async def test_connections_that_the_server_closed_are_made_anew_without_an_error(postgres_url):
+    store, other = await open_sql_store(postgres_url), await open_sql_store(postgres_url)
+    (job_id,) = await added(store, job())
+    async with other._engine.connect() as connection:
+        kill = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> $1"
+        own = (await connection.exec_driver_sql("SELECT pg_backend_pid()")).scalar()
+        await connection.exec_driver_sql(kill, (own,))
+    await asyncio.sleep(0.05)  # the end of the connection arrives
+    assert (await store.get(job_id)).id == job_id
+    await store.close()
+    await other.close()
+
+
+async def test_only_what_must_outlive_a_crash_waits_for_the_disk(postgres_url):
+    store = await open_sql_store(postgres_url)
+
+    async def flushed():
+        async with store._engine.connect() as connection:
+            return (await connection.exec_driver_sql("SELECT pg_current_wal_flush_lsn() - '0/0'")).scalar()
+
+    async def grows(call):
+        before = await flushed()
+        return await call, await flushed() > before
+
+    for durable, all_or_some in ((True, all), (False, lambda waited: not all(waited))):
+        waited = []
+        for number in range(8):  # the server's own writer may flush between two looks
+            name = f"{durable}-{number}"
+            _, added_so = await grows(store.add(job(name, durable=durable)))
+            (claim,), claimed_so = await grows(store.claim("w1", ALL, 1.0))
+            started, started_so = await grows(store.start(claim.lease, 2.0))
+            ended, ended_so = await grows(store.finish(claim.lease, DONE, 3.0))
+            assert (claim.record.durable, started.id, ended.state) == (durable, name, JobState.COMPLETED)
+            waited.append([added_so, claimed_so, started_so, ended_so])
+        assert all(map(all_or_some, zip(*waited, strict=True))), waited
+    await store.close()
+
+
+@pytest.mark.parametrize("durable", [True, False])
+async def test_other_processes_hear_of_jobs_that_do_not_wait_for_the_disk_too(postgres_url, durable):
+    store, other = await open_sql_store(postgres_url), await open_sql_store(postgres_url)
+    async with other.listen(Topic.WORK) as work, other.listen(Topic.NEWS) as news:
+        while await work.wait(0.1) or await news.wait(0.1):
+            pass
+        await store.add(job(durable=durable))
+        assert await work.wait(5.0)
+        (claim,) = await store.claim("w1", ALL, 1.0)
+        await store.start(claim.lease, 2.0)
+        assert await news.wait(5.0)
+        await store.finish(claim.lease, DONE, 3.0)
+        assert await news.wait(5.0)
     await store.close()
     await other.close()
 
