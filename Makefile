@@ -52,6 +52,7 @@ bench: setup
 	$(BIN)/python -m benchmarks.models
 	$(BIN)/python -m benchmarks.weights
 	$(BIN)/python -m benchmarks.http
+	$(BIN)/python -m benchmarks.overload
 	$(BIN)/python -m benchmarks.startup
 	$(BIN)/python -m benchmarks.store
 	$(BIN)/python -m benchmarks.workers

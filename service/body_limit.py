@@ -4,10 +4,18 @@ Starlette's own middleware answers in plain text; this one lets the exception ha
 """
 
 from http import HTTPStatus
+from typing import Final
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+_FORGET: Final = "superdiff.forget_body"
+
+
+def forget(scope: Scope) -> None:
+    """Count a request's body no more: nothing of it is held any longer. Harmless where none is counted."""
+    scope.get(_FORGET, lambda: None)()
 
 
 class BodyLimit:
@@ -18,7 +26,7 @@ class BodyLimit:
     Args:
         app: The application.
         limit: The most bytes of one body.
-        together: The most bytes of the bodies of all requests that are not answered yet.
+        together: The most bytes of the bodies that are held, all together; see :func:`forget`.
     """
 
     def __init__(self, app: ASGIApp, limit: int, together: int) -> None:
@@ -32,13 +40,14 @@ class BodyLimit:
             return
         announced = Headers(scope=scope).get("content-length", "0")
         too_large = announced.isdecimal() and int(announced) > self._limit
-        received = 0
+        received = held = 0
 
         async def counted() -> Message:
-            nonlocal received
+            nonlocal received, held
             message = await receive()
             size = len(message.get("body", b""))
             received += size
+            held += size
             self._held += size
             if too_large or received > self._limit:
                 detail = f"the body is larger than the {self._limit} bytes that this service allows (max_body_bytes)"
@@ -50,7 +59,12 @@ class BodyLimit:
                 raise HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, detail)
             return message
 
+        def forgotten() -> None:
+            nonlocal held
+            self._held -= held
+            held = 0
+
         try:
-            await self._app(scope, counted, send)
+            await self._app({**scope, _FORGET: forgotten}, counted, send)
         finally:
-            self._held -= received
+            forgotten()

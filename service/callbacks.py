@@ -33,11 +33,11 @@ from service.store.records import JobRecord, Message
 _LOG: Final = logging.getLogger(__name__)
 _TIMEOUT_S: Final = 10.0
 # Five pauses of 2, 8, 32, 128 and 512 s, each up to a fifth longer: a receiver may be away for ten minutes.
-_TRIES: Final = 6
+TRIES: Final = 6
 _FIRST_PAUSE_S: Final = 2.0
 _GROWTH: Final = 4
 _AT_ONCE: Final = 8
-_HELD_S: Final = 30.0
+HELD_S: Final = 30.0
 """How long a try keeps others from a message: longer than one takes."""
 _LOOK_EVERY_S: Final = 5.0
 """How often the store is asked for what is due, besides when a job of this process ends."""
@@ -61,6 +61,26 @@ def signature(secret: str, message_id: str, timestamp: int, body: bytes) -> str:
     key = base64.b64decode(secret.removeprefix(SECRET_PREFIX))
     signed = f"{message_id}.{timestamp}.".encode() + body
     return "v1," + base64.b64encode(hmac.new(key, signed, hashlib.sha256).digest()).decode()
+
+
+def is_spent(message: Message) -> bool:
+    """Whether a try that was begun is one too many: whoever began those before it did not note how they went."""
+    return message.tries > TRIES
+
+
+def after_try(tries: int, outcome: str | None) -> tuple[str | None, float]:
+    """What comes of a try.
+
+    Args:
+        tries: Its number, from 1.
+        outcome: How it ended the message, None where another try may end it better.
+
+    Returns:
+        The message's outcome, None where it goes out again; and seconds until then, without their random part.
+    """
+    if outcome is None and tries >= TRIES:
+        outcome = "failed"
+    return outcome, _FIRST_PAUSE_S * _GROWTH ** (tries - 1)
 
 
 class Callbacks:
@@ -158,7 +178,7 @@ class Callbacks:
         free = _AT_ONCE - len(self._tries)
         if free <= 0:
             return
-        for record in await self._store.take_messages(self._clock(), _HELD_S, free):
+        for record in await self._store.take_messages(self._clock(), HELD_S, free):
             if record.message is not None:
                 task = asyncio.create_task(self._send(record, record.message))
                 self._tries.add(task)
@@ -177,11 +197,10 @@ class Callbacks:
         except Exception as error:
             _LOG.exception("callback of job %s failed", record.id)
             outcome, why = None, type(error).__name__
-        if outcome is None and message.tries >= _TRIES:
-            outcome = "failed"
+        outcome, pause = after_try(message.tries, outcome)
         due = None
         if outcome is None:
-            pause = _FIRST_PAUSE_S * _GROWTH ** (message.tries - 1) * random.uniform(1, 1.2)
+            pause *= random.uniform(1, 1.2)
             due = self._clock() + pause
             asyncio.get_running_loop().call_later(pause, self._stirred.set)
         elif outcome != "delivered":
@@ -195,7 +214,7 @@ class Callbacks:
 
     async def _tried(self, record: JobRecord, message: Message) -> tuple[str | None, str]:
         """The outcome, None where another try may have a better one; and why it is not delivered."""
-        if message.tries > _TRIES:
+        if is_spent(message):
             return "failed", "whoever sent it stopped meanwhile, each time"
         try:
             url = self.checked(message.url)

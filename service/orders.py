@@ -1,6 +1,5 @@
 """The intake: what any client asks for, checked, planned and queued by one function."""
 
-import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -60,17 +59,21 @@ class Order:
         written: What to compose.
         params: How to sample, given what requests for the expression have by default.
         ask: What is wanted besides the sample.
-        known: The picture to begin from, if there is one.
+        known: The picture to begin from, if there is one; or what reads it, called once, when the pictures of no other
+            request are held decoded.
     """
 
     written: Written
     params: Callable[[Defaults], SamplingParams]
     ask: Ask
-    known: Known | None = None
+    known: Known | Callable[[], Known] | None = None
 
 
-async def take(order: Order, services: Services, caller: Caller) -> Job:
+async def take(order: Order, services: Services, caller: Caller) -> tuple[Job, Origin | None]:
     """Refuse what cannot be answered, and make a job of the rest, to be queued; nothing is computed before.
+
+    Returns:
+        The job, and what is remembered of the picture that it draws on.
 
     Raises:
         InvalidInputError: What is asked for has no meaning, or is more than this service does for one request.
@@ -81,16 +84,16 @@ async def take(order: Order, services: Services, caller: Caller) -> Job:
     expression, settings, catalog = order.written.expression, services.settings, services.catalog
     async with services.backend.cards((leaf.model for leaf in leaves(expression)), catalog) as cards:
         params = order.params(catalog.defaults(expression, cards))
-        source = None
+        source = origin = None
         if order.known is not None:
             given = order.known, params, cards, lead(expression), settings
-            params, source = await services.decoded(prepare_known, *given)
+            params, source, origin = await services.decoded(prepare_known, *given)
         with order.written.located():
             retrace = source is not None and source.retrace
             plan = make_plan(expression, params, cards, on_canvas=source is not None, retrace=retrace)
             check_bounds(plan, order.ask, settings)
         ask = replace(order.ask, caller_jobs=caller.allowance.concurrent_jobs)
-        return Job(plan, ask, source, catalog)
+        return Job(plan, ask, source, catalog), origin
 
 
 async def accept(
@@ -126,9 +129,7 @@ async def accept(
     """
     if idempotency is not None and (earlier := await services.keeper.standing(caller.id, idempotency)) is not None:
         return earlier
-    drawn_on = None if order.known is None or order.known.retrace else order.known
-    origin = None if drawn_on is None else await asyncio.to_thread(origin_of, drawn_on)
-    job = await take(order, services, caller)
+    job, origin = await take(order, services, caller)
     keep = keep or idempotency is not None
     kept = keep or services.backend.keeps_all
     record = Record(job, replace(rendering or Rendering(), origin=origin, label=caller.label), kept)
@@ -174,8 +175,10 @@ def _say(job: Job, settings: Settings) -> None:
     _LOG.info("job taken in", extra={"fields": fields})
 
 
-def origin_of(known: Known) -> Origin:
-    """What is remembered of a known picture. Not for the event loop."""
+def _origin_of(known: Known) -> Origin | None:
+    """What is remembered of a known picture; nothing where none is drawn."""
+    if known.retrace:
+        return None
     image, mask = _digest(known.image, "image"), _digest(known.mask, "mask")
     return Origin(image, mask, known.painted, known.fit, known.feather)
 
@@ -186,19 +189,26 @@ def _digest(sent: str | bytes | Image.Image | None, field: str) -> str | None:
 
 
 def prepare_known(
-    known: Known, params: SamplingParams, cards: Mapping[str, Card], lead_model: str, settings: Settings
-) -> tuple[SamplingParams, Source]:
-    """A known picture, ready, and the parameters at the size that is sampled for it. Not for the event loop.
+    known: Known | Callable[[], Known],
+    params: SamplingParams,
+    cards: Mapping[str, Card],
+    lead_model: str,
+    settings: Settings,
+) -> tuple[SamplingParams, Source, Origin | None]:
+    """A known picture, the parameters at the size that is sampled for it, and its origin. Not for the event loop.
 
     The answer has the size that the request names, else the picture's own, else, of a model of one size, the model's.
 
     Args:
-        known: The picture.
+        known: The picture, or what reads it.
         params: At the size that the request names.
         cards: Of the expression's models.
         lead_model: Which of them gives the size.
         settings: The service's bounds.
     """
+    if not isinstance(known, Known):
+        known = known()
+    origin = _origin_of(known)
     image = _decoded(known.image, "image", settings)
     mask = None
     if known.mask is not None:
@@ -209,7 +219,7 @@ def prepare_known(
     width, height = sampled_size(asked, cards.values())
     check_pixels(width, height, params, settings, retrace=known.retrace)
     source = prepare_source(image, mask, asked, (width, height), known.fit, known.feather)
-    return replace(params, width=width, height=height), replace(source, retrace=known.retrace)
+    return replace(params, width=width, height=height), replace(source, retrace=known.retrace), origin
 
 
 def _decoded(picture: str | bytes | Image.Image, field: str, settings: Settings) -> Image.Image:

@@ -4,7 +4,7 @@ import base64
 import binascii
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from typing import Final
 
@@ -20,6 +20,11 @@ _OPTIONS: Final[dict[str, dict[str, object]]] = {
     "webp": {"quality": 95},
 }
 _DEEPEST: Final = 2**16 - 1
+# Characters of base64 that are decoded at a time, of which four make three bytes: a few milliseconds, in which no other
+# thread runs.
+_WINDOW: Final = 1 << 20
+# Rows of a picture.
+_BAND: Final = 64
 _READ: Final = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 _DATA_URI: Final = re.compile(r"data:[\w.+-]+/[\w.+-]+(;[\w.+=-]+)*;base64,", re.ASCII)
 
@@ -126,11 +131,13 @@ def _plain_picture(sent: str | bytes, field: str, max_pixels: int) -> tuple[Imag
     data = picture_file(sent, field)
     try:
         picture = Image.open(io.BytesIO(data), formats=_READ)
+        del data  # the picture has it, until it is decoded
         if picture.width * picture.height <= max_pixels:
             picture.load()
             chunks = picture.text if isinstance(picture, PngImagePlugin.PngImageFile) else {}
             told = {str(keyword): str(value) for keyword, value in chunks.items()}
-            return _plain(ImageOps.exif_transpose(picture)), told
+            ImageOps.exif_transpose(picture, in_place=True)
+            return _plain(picture), told
     except UnidentifiedImageError:
         raise InvalidInputError(f"{field} must be one of {', '.join(_READ)}", field=(field,)) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -155,10 +162,15 @@ def _from_base64(text: str, field: str) -> bytes:
     if text.startswith(("http:", "https:", "file:")):
         raise InvalidInputError(f"{field} must be the picture itself in base64; URLs are not fetched", field=(field,))
     start = _DATA_URI.match(text)
+    first, data = start.end() if start else 0, io.BytesIO()
     try:
-        return base64.b64decode(text[start.end() if start else 0 :], validate=True)
+        for at in range(first, len(text), _WINDOW):
+            part = text[at : at + _WINDOW]
+            # Padding ends a text, and a window too.
+            data.write(base64.b64decode(part + "=" * ("=" in part and at + _WINDOW < len(text)), validate=True))
     except (binascii.Error, ValueError) as error:
         raise InvalidInputError(f"{field} is not base64: {error}", field=(field,)) from error
+    return data.getvalue()
 
 
 def _plain(picture: Image.Image) -> Image.Image:
@@ -166,8 +178,28 @@ def _plain(picture: Image.Image) -> Image.Image:
     if picture.mode == "F":
         raise _UnreadableError("its pixels are floating-point numbers")
     if picture.mode.startswith("I"):
-        deep = np.asarray(picture).astype(np.int64).clip(0, _DEEPEST)
-        return Image.fromarray((deep * 255 // _DEEPEST).astype(np.uint8))
-    if picture.mode in {"1", "L"}:
-        return picture.convert("L")
-    return picture.convert("RGBA" if picture.has_transparency_data else "RGB")
+        return banded(picture, "L", _shallow)
+    mode = "L" if picture.mode in {"1", "L"} else "RGBA" if picture.has_transparency_data else "RGB"
+    # Converting copies, also to the same mode.
+    return picture if picture.mode == mode else picture.convert(mode)
+
+
+def _shallow(picture: Image.Image) -> Image.Image:
+    """The upper eight of sixteen bits."""
+    deep = np.asarray(picture).astype(np.int64).clip(0, _DEEPEST)
+    return Image.fromarray((deep * 255 // _DEEPEST).astype(np.uint8))
+
+
+def banded(picture: Image.Image, mode: str, work: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """A picture made band by band, which takes little memory besides both, and lets other threads run between.
+
+    Args:
+        picture: The picture.
+        mode: Of the result.
+        work: Makes a band of the result of one of the picture; pixels of different rows do not depend on one another.
+    """
+    made = Image.new(mode, picture.size)
+    for top in range(0, picture.height, _BAND):
+        box = (0, top, picture.width, min(top + _BAND, picture.height))
+        made.paste(work(picture.crop(box)), box)
+    return made

@@ -175,7 +175,8 @@ class Settings(BaseSettings):
         int, Field(ge=1024, description="Largest request body, in bytes; pictures travel in it.")
     ] = 32 << 20
     max_bodies_bytes: Annotated[
-        int, Field(ge=1024, description="Bytes of bodies held at once, those of requests that wait for their job too.")
+        int,
+        Field(ge=1024, description="Bytes of bodies held at once, large ones on disk, until their jobs are taken in."),
     ] = 1 << 30
     max_json_depth: Annotated[int, Field(ge=1, le=256, description="How deep a JSON body may nest.")] = 32
     max_json_items: Annotated[int, Field(ge=1, description="Keys and values in a JSON body.")] = 10_000

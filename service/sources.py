@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable
-from typing import Final, Literal
+from typing import Final, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,7 @@ from PIL import Image, ImageOps
 from pipelines.card import Card
 from pipelines.errors import InvalidInputError
 from service.engine.job import Source
+from service.pictures import banded
 
 Fit = Literal["crop", "pad", "stretch"]
 Painted = Literal["white", "black", "clear"]
@@ -77,16 +78,21 @@ def read_mask(mask: Image.Image, painted: Painted, size: Size) -> Image.Image:
             raise InvalidInputError(detail, field=("mask",))
         return ImageOps.invert(mask.convert("RGBA").getchannel("A"))
     flat = mask.convert("L")
-    clear = mask.has_transparency_data and bool((np.asarray(mask.convert("RGBA"))[..., 3] < _OPAQUE).any())
-    shades = np.asarray(flat)
-    if clear and (shades.min() >= _HALF or shades.min() == shades.max()):
-        lacks = "no dark pixel" if shades.min() >= _HALF else "a single colour"
+    clear = mask.has_transparency_data and _range(mask.convert("RGBA").getchannel("A"))[0] < _OPAQUE
+    darkest, lightest = _range(flat)
+    if clear and (darkest >= _HALF or darkest == lightest):
+        lacks = "no dark pixel" if darkest >= _HALF else "a single colour"
         detail = (
             f"the mask is partly transparent and has {lacks}; transparency means nothing here: make it white where to "
             "repaint the image, black where to keep it"
         )
         raise InvalidInputError(detail, field=("mask",))
     return ImageOps.invert(flat) if painted == "black" else flat
+
+
+def _range(image: Image.Image) -> tuple[float, float]:
+    """The lowest and the highest value of a picture of one channel."""
+    return cast("tuple[float, float]", image.getextrema())
 
 
 def _by(size: Size) -> str:
@@ -110,7 +116,11 @@ def blend_of(mask: NDArray[np.uint8], feather: float) -> NDArray[np.uint8]:
 def flat(image: Image.Image) -> Image.Image:
     """RGB, over white where it is transparent."""
     if not image.has_transparency_data:
-        return image.convert("RGB")
+        return image if image.mode == "RGB" else image.convert("RGB")
+    return banded(image, "RGB", _over_white)
+
+
+def _over_white(image: Image.Image) -> Image.Image:
     over = image.convert("RGBA")
     ground = Image.new("RGBA", over.size, (*_WHITE, 255))
     return Image.alpha_composite(ground, over).convert("RGB")

@@ -132,6 +132,7 @@ def parse(text: bytes | str) -> Any:
     """
     try:
         written = text if isinstance(text, str) else text.decode("utf-8-sig")
+        del text  # a large one need not be there thrice
         return json.loads(
             written,
             object_pairs_hook=_object,

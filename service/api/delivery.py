@@ -15,6 +15,7 @@ from pipelines.errors import InvalidInputError
 from service.api.accept import EVENT_STREAM, JSON, Lines, asynchronous, joined, preferred
 from service.api.addresses import job_headers
 from service.api.answers import answer, drawn, events, job_info
+from service.api.bodies import let_go
 from service.api.claims import IdempotencyKey, idempotency
 from service.api.waiting import abandoned, await_outcome, until_left, when_over
 from service.callers import Caller
@@ -87,6 +88,9 @@ async def deliver(body: Asking, request: Request, services: Services, caller: Ca
         followed=form == EVENT_STREAM and not wanted.at_once,
         callback_url=body.callback_url,
     )
+    del order
+    body.let_go()
+    await let_go(request)
     headers = job_headers(request, record.job)
     response = await _respond(record, request, services, wanted, form)
     response.headers.update(headers)

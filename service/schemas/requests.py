@@ -114,6 +114,9 @@ class Asking(Closed):
         """The picture that comes with the request."""
         raise NotImplementedError
 
+    def let_go(self) -> None:
+        """Forget the pictures, which are large, once the order is taken in."""
+
     @property
     def pictured(self) -> ImageFormat | None:
         """The format of the pictures that the answer holds; None where it holds none."""
@@ -270,6 +273,10 @@ class Drawing(Asking):
             raise InvalidInputError("a mask needs an image", field=("mask",))
         return None
 
+    def let_go(self) -> None:
+        """Forget the pictures."""
+        self.image = self.mask = None
+
 
 class SuperposeRequest(Drawing):
     """A picture of an expression."""
@@ -384,6 +391,10 @@ class DensityRequest(Asking):
     def known(self) -> Known:
         """The picture, of which nothing is painted."""
         return Known(self.image, None, self.fit, 0.0, retrace=True)
+
+    def let_go(self) -> None:
+        """Forget the picture."""
+        self.image = ""
 
 
 def _from_either(expression: str | Term, models: Sequence[str]) -> Written:

@@ -20,7 +20,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from service.store.port import DiskFullError, StoreUnavailableError
+from service.store.port import DiskFullError, StoreError, StoreUnavailableError
 
 _ADDRESS: Final = re.compile(r"[0-9a-f]{64}")
 _FULL: Final = {errno.ENOSPC, errno.EDQUOT}
@@ -257,12 +257,12 @@ class RemoteArtifacts:
     def _put(self, data: bytes) -> str:
         # Always written: that makes its time of use new.
         address = address_of(data)
-        with _told():
+        with _answered():
             self._system.pipe_file(self._place(address), data)
         return address
 
     def _get(self, address: str) -> bytes:
-        with _told():
+        with _answered():
             try:
                 data: bytes = self._system.cat_file(self._place(address))
             except FileNotFoundError:
@@ -272,7 +272,7 @@ class RemoteArtifacts:
         return data
 
     def _all(self) -> list[Artifact]:
-        with _told():
+        with _answered():
             self._system.invalidate_cache()
             found: dict[str, dict[str, Any]] = self._system.find(self._folder, detail=True)
         named = ((path.rpartition("/")[2], known) for path, known in found.items())
@@ -284,8 +284,10 @@ class RemoteArtifacts:
 
     def _remove(self, address: str, unused_since: float) -> bool:
         place = self._place(address)
-        with _told():
+        with _answered():
             try:
+                # What a listing said of it before does not count: another process may have stored it again.
+                self._system.invalidate_cache()
                 if self._used(self._system.info(place)) > unused_since:
                     return False
                 self._system.rm_file(place)
@@ -297,7 +299,9 @@ class RemoteArtifacts:
         """When a file was stored, by whichever name its system has for it; now, where it has none."""
         names = ("LastModified", "mtime", "last_modified", "created")
         when = next((known[name] for name in names if name in known), self._clock())
-        return when.timestamp() if isinstance(when, datetime) else float(when)
+        at = when.timestamp() if isinstance(when, datetime) else float(when)
+        # Some systems, S3 among them, tell whole seconds: it may have been at the end of that one.
+        return at + 1 if at.is_integer() else at
 
     def _place(self, address: str) -> str:
         if not _ADDRESS.fullmatch(address):
@@ -346,3 +350,15 @@ def _told() -> Iterator[None]:
             detail = "the disk of the artifacts is full; free some space, or keep finished jobs for a shorter time"
             raise DiskFullError(detail) from error
         raise StoreUnavailableError(f"artifacts cannot be written or read: {error.strerror or error}") from error
+
+
+@contextmanager
+def _answered() -> Iterator[None]:
+    """The errors of a remote system in the store's words: each client has its own, also such as are no OSError."""
+    try:
+        with _told():
+            yield
+    except (UnknownArtifactError, StoreError):
+        raise
+    except Exception as error:
+        raise StoreUnavailableError(f"artifacts cannot be written or read: {type(error).__name__}") from error

@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 
 from pipelines.catalog import Catalog
 from pipelines.errors import InvalidInputError
+from service import pictures
 from service.app import create_app
 from service.pictures import PictureTooLargeError, decode_picture, picture_text
 from service.settings import Settings
@@ -165,3 +166,26 @@ def test_a_large_photo_may_make_a_small_answer(models):
         whole = client.post("/v1/superpose/or", json={**body, "width": None, "height": None})
         assert whole.status_code == 422
         assert "max_pixels" in whole.json()["detail"]
+
+
+@pytest.mark.parametrize("more", [0, 1, 2])
+def test_base64_of_any_length_is_read_in_parts(more, monkeypatch):
+    monkeypatch.setattr(pictures, "_WINDOW", 8)
+    data = bytes(range(24 + more))
+    assert pictures.picture_file(base64.b64encode(data).decode(), "image") == data
+
+
+@pytest.mark.parametrize(
+    "sent", ["QUJDREU=QUJD", "QUJDREU=Q", "QUJDREVG\nQUJD", "QUJDREVGQ", "QUJDREVG=", "QUJDREVGéQQQ"]
+)
+def test_what_is_no_base64_anywhere_is_refused(sent, monkeypatch):
+    """Padding in the midst too, though each part alone would be base64."""
+    monkeypatch.setattr(pictures, "_WINDOW", 8)
+    with pytest.raises(InvalidInputError, match="image is not base64"):
+        pictures.picture_file(sent, "image")
+
+
+def test_sixteen_bits_become_eight_in_every_band():
+    deep = np.arange(150 * 3, dtype=np.uint16).reshape(150, 3) * 145
+    picture = decode_picture(file_of(Image.fromarray(deep), "PNG"), "image", 1000)
+    assert np.array_equal(np.asarray(picture), (deep.astype(np.int64) * 255 // 65535).astype(np.uint8))

@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 from pipelines.errors import InvalidInputError
 from pipelines.grammar import MAX_TEXT
 from service import strict_json
+from service.api.bodies import BoundedRequest
 from service.api.openai.schemas import ImageRequest
 from service.strict_json import Bounds
 
@@ -64,6 +65,10 @@ async def read_form(request: Request, bounds: Bounds) -> tuple[dict[str, Any], F
     if content_type != _MEDIA_TYPE.encode() or options.get(b"charset", b"utf-8").lower() not in {b"utf-8", b"utf8"}:
         raise HTTPException(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"the body must be {_MEDIA_TYPE} in UTF-8")
     async with request.form(max_files=_MOST_FILES, max_fields=_MOST_FIELDS, max_part_size=_MOST_BYTES) as form:
+        if isinstance(request, BoundedRequest):
+            await request.enter(
+                sum(value.size or 0 for _, value in form.multi_items() if isinstance(value, UploadFile))
+            )
         images = [await _bytes("image", value) for name in _IMAGE for value in form.getlist(name)]
         masks = [await _bytes(_MASK, value) for value in form.getlist(_MASK)]
         if not images:

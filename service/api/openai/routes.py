@@ -12,7 +12,7 @@ from sse_starlette import EventSourceResponse
 
 from service.api.accept import EVENT_STREAM, JSON
 from service.api.addresses import job_headers
-from service.api.bodies import Route
+from service.api.bodies import Route, let_go
 from service.api.caller import CallerDep
 from service.api.claims import IdempotencyKey, idempotency
 from service.api.openai.answers import answer
@@ -48,6 +48,7 @@ async def generations(
 ) -> Response:
     """Pictures of a prompt, or of an expression over prompts."""
     record = await _record(asked, None, request, services, caller, idempotency_key)
+    await let_go(request)
     return await _respond(record, asked, "image_generation", request, services, idempotency_key)
 
 
@@ -63,6 +64,8 @@ async def edits(
         places = [{**each, "loc": ("body", *each["loc"])} for each in error.errors()]
         raise RequestValidationError(places, body=fields) from None
     record = await _record(asked, files, request, services, caller, idempotency_key)
+    del files
+    await let_go(request)
     return await _respond(record, asked, "image_edit", request, services, idempotency_key)
 
 

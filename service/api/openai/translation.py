@@ -44,6 +44,11 @@ class _Body(SuperposeRequest):
             return None
         return Known(self._files.image, self._files.mask, self.fit, self.mask_feather, painted="clear")
 
+    def let_go(self) -> None:
+        """Forget the pictures."""
+        super().let_go()
+        self._files = None
+
     def over(self, files: Files | None) -> SuperposeRequest:
         """The body with its picture; pydantic sets no private attribute while it validates."""
         self._files = files

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from pipelines.errors import InvalidInputError
+from service.api.sdapi.answers import Finish
 from service.api.sdapi.schemas import ImageToImage
 from service.orders import Known
 from service.pictures import decode_picture
@@ -47,6 +48,29 @@ class Patch:
         kept, share = whole[top:bottom, left:right], self.blend[..., None].astype(np.float32) / _OPAQUE
         kept[:] = np.rint(kept + share * (np.asarray(region, np.float32) - kept)).astype(np.uint8)
         return whole
+
+
+class Sent:
+    """The pictures of a request, read when their turn comes.
+
+    Args:
+        body: The request.
+        max_pixels: Larger pictures are refused.
+    """
+
+    def __init__(self, body: ImageToImage, max_pixels: int) -> None:
+        self._body, self._max_pixels = body, max_pixels
+        self._patch: Patch | None = None
+
+    def known(self) -> Known:
+        """What sampling begins from; see :func:`prepare`, which tells what is raised too."""
+        known, self._patch = prepare(self._body, self._max_pixels)
+        return known
+
+    @property
+    def finish(self) -> Finish | None:
+        """What puts a sampled region into the whole picture; None where all of it is sampled."""
+        return None if self._patch is None else self._patch.pasted
 
 
 def prepare(body: ImageToImage, max_pixels: int) -> tuple[Known, Patch | None]:

@@ -148,6 +148,9 @@ class Processing(BaseModel):
     def _kernel(self) -> Kernel | None:
         return _named(Kernel, self.sampler_name if self.sampler_name is not None else self.sampler_index)
 
+    def let_go(self) -> None:
+        """Forget what is large and not told again, once the order is taken in."""
+
 
 class TextToImage(Processing):
     """POST /sdapi/v1/txt2img."""
@@ -169,6 +172,11 @@ class ImageToImage(Processing):
     inpaint_full_res: Annotated[bool, Field(description="Whether only the masked region is sampled.")] = False
     inpaint_full_res_padding: Annotated[Count, Field(ge=0, le=_SIDE)] = 0
     include_init_images: bool = False
+
+    def let_go(self) -> None:
+        """Forget the pictures, unless the answer repeats them."""
+        if not self.include_init_images:
+            self.init_images, self.mask = [], None
 
     @field_validator("mask")
     @classmethod

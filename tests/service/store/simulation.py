@@ -2,8 +2,9 @@
 
 Every turn one of them does one thing, so that a fault can fall between any two writes: workers crash, freeze past their
 leases and go on with them, see clocks that jump; the store is busy, or does what it was asked and the answer is lost;
-notifications are lost or come twice; the disk is full. :class:`Audit` stands beside the store and knows by itself who
-may write to which job.
+notifications are lost or come twice; the disk is full. Senders tell clients of jobs that are over: they crash between
+sending and noting, sleep for longer than they may, and their receivers are away, or gone. :class:`Audit` stands beside
+the store and knows by itself who may write to which job.
 """
 
 import contextlib
@@ -11,6 +12,7 @@ import random
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field, replace
 
+from service.callbacks import HELD_S, TRIES, after_try, is_spent
 from service.store.artifacts import Artifact, address_of
 from service.store.memory import LocalBell, MemoryStore
 from service.store.port import (
@@ -23,7 +25,7 @@ from service.store.port import (
     Topic,
     UnknownJobError,
 )
-from service.store.records import Checkpoint, Ending, Failure, Idempotency, JobKind, JobRecord, JobState, Wants
+from service.store.records import Checkpoint, Ending, Failure, Idempotency, JobKind, JobRecord, JobState, Message, Wants
 from service.store.retention import Retention, sweep
 
 LEASE_S = 12.0
@@ -65,6 +67,10 @@ class Audit:
         self.ends = Counter()
         self.accepted = set()
         self.cancelling = {}
+        # Who has a message, until when and at which try; how often a receiver got one, and took it; whose may not go.
+        self.held = {}
+        self.posted, self.took = Counter(), Counter()
+        self.disowned = set()
         # Caller → who was served since it waits for its turn.
         self.passed = defaultdict(set)
 
@@ -85,6 +91,10 @@ class Audit:
             self.accepted.add(args[0].id)
         if name == "claim":
             self._judge_claims(result, args[2])
+        if name == "note_message":
+            self._judge_note(*args[:2], before)
+        if name == "take_messages":
+            self._judge_messages(result, *args[:2])
         if name == "renew":
             for kept in result.kept:
                 if (grant := self.grants.get(kept.job_id)) is None or grant.fence != kept.fence:
@@ -113,6 +123,7 @@ class Audit:
                 raise ViolationError(f"{name} changed {job_id} after its end")
             if new.record.state.over and not old.record.state.over:
                 self.ends[job_id] += 1
+            self._judge_message(name, old.record, new.record)
             if new.record.attempts > ATTEMPTS:
                 raise ViolationError(f"{job_id} was tried {new.record.attempts} times")
             if new.worker is None:
@@ -124,6 +135,58 @@ class Audit:
         )
         if keys and keys.most_common(1)[0][1] > 1:
             raise ViolationError(f"a key has two jobs: {keys}")
+
+    def _judge_message(self, name, old, new):
+        """What becomes of a message: only its sender changes it, and nobody once it is settled."""
+        before, after = old.message, new.message
+        if before == after:
+            return
+        if name not in {"take_messages", "note_message"} or before.url != after.url:
+            raise ViolationError(f"{name} changed the message of {old.id}")
+        if before.due is None:
+            raise ViolationError(f"{name} changed the message of {old.id} after it was settled")
+        if name == "note_message":
+            self.held.pop(old.id, None)
+
+    def _judge_note(self, job_id, tries, before):
+        old, new = before.get(job_id), self.store._entries.get(job_id)
+        if old is not new and old.record.message.tries != tries:
+            raise ViolationError(f"the message of {job_id} was noted by one who has it no more")
+
+    def _judge_messages(self, records, now, held_s):
+        for record in records:
+            if not record.state.over:
+                raise ViolationError(f"the message of {record.id} was given out before its end")
+            until, tries = self.held.get(record.id, (-1e18, 0))
+            if until > now or record.message.tries <= tries:
+                raise ViolationError(f"the message of {record.id} was given out while another sender has it")
+            self.held[record.id] = now + held_s, record.message.tries
+
+    def judge_post(self, record, *, took):
+        """A receiver gets a message."""
+        job_id, entry = record.id, self.store._entries.get(record.id)
+        if not self.ends[job_id]:
+            raise ViolationError(f"{job_id} was told of before its end")
+        if entry is not None and (entry.record.state, entry.record.failure) != (record.state, record.failure):
+            raise ViolationError(f"{job_id} was told of as {record.state}, and is {entry.record.state}")
+        if record.message.url != url_of(job_id):
+            raise ViolationError(f"{job_id} was told of at {record.message.url}")
+        if job_id in self.disowned:
+            raise ViolationError(f"{job_id} was told of, and its client never heard that it was accepted")
+        self.posted[job_id] += 1
+        self.took[job_id] += took
+        if self.posted[job_id] > TRIES:
+            raise ViolationError(f"{job_id} was told of {self.posted[job_id]} times")
+
+    def judge_settled(self, gone):
+        """What must hold of messages at the end; of deleted jobs nothing is owed."""
+        for job_id in self.accepted & self.store._entries.keys():
+            message = self.store._entries[job_id].record.message
+            if message is None or job_id in self.disowned:
+                continue
+            given_up = message.outcome == "failed" and (message.tries >= TRIES or job_id in gone)
+            if not (message.outcome == "delivered" and self.took[job_id]) and not given_up:
+                raise ViolationError(f"{job_id} was neither told of nor given up: {message}")
 
     def _judge_claims(self, claims, now):
         for claim in claims:
@@ -305,6 +368,78 @@ class Worker:
         del self.doing[job.record.id]
 
 
+def url_of(job_id):
+    """Where the end of a job is told."""
+    return f"https://hooks.example/{job_id}"
+
+
+class Sender:
+    """Tells clients that their jobs are over: takes, sends and notes, each in a turn of its own."""
+
+    def __init__(self, simulation):
+        self.simulation = simulation
+        self.taken, self.sent = [], []
+        self.skew, self.asleep_until = 0.0, -1e9
+
+    @property
+    def now(self):
+        return self.simulation.now + self.skew
+
+    def turn(self):
+        sim, rng = self.simulation, self.simulation.rng
+        if sim.now < self.asleep_until:
+            return
+        if sim.chaos:
+            chance = rng.random()
+            if chance < 0.03:  # killed, perhaps between sending and noting
+                self.taken, self.sent = [], []
+                return
+            if chance < 0.05:  # stopped for longer than its messages are its own
+                self.asleep_until = sim.now + rng.uniform(0.5, 2) * HELD_S
+                return
+            if chance < 0.06:
+                self.skew = rng.uniform(-1, 1) * HELD_S
+        if self.sent and rng.random() < 0.7:
+            self._note(*self.sent.pop(rng.randrange(len(self.sent))))
+        elif self.taken:
+            record = self.taken.pop()
+            self.sent.append((record, *after_try(record.message.tries, self._outcome(record))))
+        elif not self.sent:
+            self.taken += sim.call("take_messages", self.now, HELD_S, 3)
+
+    def _outcome(self, record):
+        return "failed" if is_spent(record.message) else self.simulation.receiver.get(record)
+
+    def _note(self, record, outcome, pause):
+        # Pauses are shorter here, as jobs are deleted sooner.
+        due = self.now + pause / 40 if outcome is None else None
+        self.simulation.call("note_message", record.id, record.message.tries, due, outcome)
+
+
+class Receiver:
+    """Where clients are told: sometimes away, of some jobs never to be told again; an answer may be lost on its way."""
+
+    def __init__(self, simulation):
+        self.simulation = simulation
+        self.away = False
+        self.gone = set()
+
+    def get(self, record):
+        """How a try ends."""
+        sim, rng = self.simulation, self.simulation.rng
+        if self.away:
+            return None
+        refused = sim.chaos and rng.random() < 0.05
+        lost = sim.chaos and rng.random() < 0.1
+        sim.audit.judge_post(record, took=not refused)
+        if lost:
+            return None
+        if refused:
+            self.gone.add(record.id)
+            return "failed"
+        return "delivered"
+
+
 class Client:
     """Sends jobs, some twice, and gives some up."""
 
@@ -313,10 +448,13 @@ class Client:
         self.sending = None
         self.sent = []
         self.endless = []
+        self.disowning = None
 
     def turn(self):
         sim, rng = self.simulation, self.simulation.rng
-        if self.sending is None and self.left and rng.random() < 0.3:
+        if self.disowning is not None:
+            self._disown(self.disowning)
+        elif self.sending is None and self.left and rng.random() < 0.3:
             self.left -= 1
             self.sending = self._job()
         elif self.sending is not None:
@@ -327,12 +465,27 @@ class Client:
                 self._accepted(self.sending)
             except KeyTakenError as taken:
                 self._accepted(taken.winner)
+            except StoreUnavailableError:
+                if rng.random() < 0.3:  # it is told that nothing was accepted, but the store may have it
+                    self.disowning, self.sending = self.sending.id, None
+                raise
             self.sending = None
         elif self.endless and rng.random() < 0.03:
             # Only this ends them.
             self._cancel(self.endless.pop())
         elif self.sent and sim.chaos and rng.random() < 0.02:
             self._cancel(rng.choice(self.sent))
+
+    def _disown(self, job_id):
+        """Nobody shall be told of it, and it shall not run; to be tried again where the store is busy."""
+        sim = self.simulation
+        sim.call("note_message", job_id, 0, None)
+        entry = sim.audit.store._entries.get(job_id)
+        if entry is not None and entry.record.message is not None and entry.record.message.due is None:
+            sim.audit.disowned |= {job_id} - set(sim.audit.posted)
+        self.disowning = None
+        if entry is not None:
+            self._cancel(job_id)
 
     def _cancel(self, job_id):
         sim = self.simulation
@@ -366,6 +519,7 @@ class Client:
             priority=5 if sim.audit.fair else rng.randint(3, 7),
             deadline=sim.now + rng.uniform(1, 20) * LEASE_S if rng.random() < 0.1 else None,
             idempotency=key,
+            message=Message(url_of(f"{self.name}-{self.left}")) if rng.random() < 0.5 else None,
         )
 
 
@@ -409,7 +563,9 @@ class Simulation:
         self.workers = [Worker(self, f"worker {i}") for i in range(self.rng.randint(1, 3))]
         callers = self.rng.randint(2, 4)
         self.clients = [Client(self, f"caller {i}", self.rng.randint(1, 6)) for i in range(callers)]
-        self.actors = [*self.workers, *self.clients, Sweeper(self)]
+        self.receiver = Receiver(self)
+        self.senders = [Sender(self) for _ in range(self.rng.randint(1, 2))]
+        self.actors = [*self.workers, *self.clients, *self.senders, Sweeper(self)]
         store._bells.add(Ringer(self))
 
     def call(self, name, *args):
@@ -437,6 +593,7 @@ class Simulation:
         if self.chaos and self.rng.random() < 0.01:
             self.busy = self.rng.choice([0.0, 0.05, 0.4])
             self.full = self.rng.random() < 0.1
+            self.receiver.away = self.rng.random() < 0.3
         with contextlib.suppress(StoreUnavailableError):  # they try again
             self.rng.choice(self.actors).turn()
         self.audit.judge_promises(self.now)
@@ -445,22 +602,28 @@ class Simulation:
         """Let it all happen; then, without further faults, everything must come to its end."""
         for _ in range(turns):
             self.tick()
-        self.chaos, self.busy, self.full = False, 0.0, False
-        for worker in self.workers:
-            worker.skew = 0.0
+        self.chaos, self.busy, self.full, self.receiver.away = False, 0.0, False, False
+        for each in (*self.workers, *self.senders):
+            each.skew = 0.0
         for _ in range(CALM_TURNS * len(self.actors)):
             self.tick()
             if self.over:
                 break
         else:
-            left = [entry for entry in self.audit.store._entries.values() if not entry.record.state.over]
+            left = [entry for entry in self.audit.store._entries.values() if unsettled(entry.record)]
             raise ViolationError(f"these never ended: {left}")
         for entry in self.audit.store._entries.values():
             if missing := entry.record.addresses - self.disk.files.keys():
                 raise ViolationError(f"{entry.record.id} has lost {missing}")
+        self.audit.judge_settled(self.receiver.gone)
         return self
 
     @property
     def over(self):
-        waiting = any(client.left or client.sending for client in self.clients)
-        return not waiting and all(entry.record.state.over for entry in self.audit.store._entries.values())
+        waiting = any(client.left or client.sending or client.disowning for client in self.clients)
+        return not waiting and not any(unsettled(entry.record) for entry in self.audit.store._entries.values())
+
+
+def unsettled(record):
+    """Whether a job is not over, or its client is still to be told."""
+    return not record.state.over or (record.message is not None and record.message.due is not None)

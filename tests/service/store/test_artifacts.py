@@ -1,11 +1,13 @@
 import asyncio
 import errno
+import logging
 import os
 import signal
 import subprocess
 import sys
 import time
 import uuid
+import warnings
 from pathlib import Path
 
 import pytest
@@ -28,12 +30,76 @@ pytestmark = pytest.mark.anyio
 UNKNOWN = "0" * 64
 
 
-@pytest.fixture(params=["folder", "memory://"])
+@pytest.fixture(scope="module")
+def bucket():
+    """A bucket of a server of this machine that speaks S3, where both packages are installed."""
+    why = "pip install -c constraints.txt 's3fs' 'moto[server]' to try artifacts on s3://"
+    s3fs = pytest.importorskip("s3fs", reason=why)
+    # A release of moto's own dependencies may warn; that is not this product's matter.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        server = pytest.importorskip("moto.server", reason=why).ThreadedMotoServer("127.0.0.1", port=0)
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        patch.setenv("AWS_ACCESS_KEY_ID", "any")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "any")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        s3fs.S3FileSystem().mkdir("superdiff")
+        yield "s3://superdiff"
+        s3fs.S3FileSystem.clear_instance_cache()
+    server.stop()
+
+
+@pytest.fixture(params=["folder", "memory://", "s3://"])
 def artifacts(request, tmp_path):
     """Empty ones, of each kind."""
     if request.param == "folder":
         return open_artifacts(str(tmp_path / "deep" / "artifacts"))
-    return open_artifacts(f"memory://{uuid.uuid4().hex}/artifacts")
+    root = request.getfixturevalue("bucket") if request.param == "s3://" else "memory:/"
+    return open_artifacts(f"{root}/{uuid.uuid4().hex}/artifacts")
+
+
+async def test_what_another_process_stored_again_is_not_removed(artifacts):
+    """What was seen of it before, by a listing for example, does not count."""
+    address = await artifacts.put(b"x")
+    await artifacts.all()
+    between = time.time()
+    await asyncio.sleep(0.02)
+    store_elsewhere(artifacts, address, b"x")
+    assert not await artifacts.remove(address, between)
+    assert await artifacts.get(address) == b"x"
+
+
+def store_elsewhere(artifacts, address, data):
+    """Store what a file holds, unseen by these artifacts."""
+    if isinstance(artifacts, FolderArtifacts):
+        FolderArtifacts(artifacts._folder)._put(data)
+        return
+    system = type(artifacts._system)(skip_instance_cache=True)
+    system.pipe_file(artifacts._place(address), data)
+
+
+async def test_a_server_that_cannot_be_reached_is_told_as_such(bucket, monkeypatch):
+    s3fs = pytest.importorskip("s3fs")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
+    s3fs.S3FileSystem.clear_instance_cache()
+    artifacts = open_artifacts("s3://superdiff/artifacts")
+    try:
+        for work in (artifacts.put(b"x"), artifacts.get(UNKNOWN), artifacts.all(), artifacts.remove(UNKNOWN, 0)):
+            with pytest.raises(StoreUnavailableError):
+                await work
+    finally:
+        s3fs.S3FileSystem.clear_instance_cache()
+
+
+async def test_a_bucket_that_is_not_there_is_told_as_such(bucket):
+    with pytest.raises(StoreUnavailableError):
+        await open_artifacts("s3://nowhere/artifacts").put(b"x")
 
 
 async def test_bytes_return_by_the_digest_of_what_they_are(artifacts):
