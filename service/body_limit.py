@@ -64,7 +64,9 @@ class BodyLimit:
             self._held -= held
             held = 0
 
+        # In the scope itself: what routes add to it, as the job in the path, is for those outside of this to see.
+        scope[_FORGET] = forgotten
         try:
-            await self._app({**scope, _FORGET: forgotten}, counted, send)
+            await self._app(scope, counted, send)
         finally:
             forgotten()

@@ -17,7 +17,7 @@ from tests.waits import until
 
 PATIENT = BODY | {"steps": 40}
 # Longer than it takes to fill a disk, see it and free it on a busy machine.
-LONG = BODY | {"steps": 400}
+LONG = BODY | {"steps": 1000}
 
 
 class Disk:

@@ -76,7 +76,7 @@ async def test_what_another_process_stored_again_is_not_removed(artifacts):
 def store_elsewhere(artifacts, address, data):
     """Store what a file holds, unseen by these artifacts."""
     if isinstance(artifacts, FolderArtifacts):
-        FolderArtifacts(artifacts._folder)._put(data)
+        FolderArtifacts(artifacts._folder)._put(data, durable=True)
         return
     system = type(artifacts._system)(skip_instance_cache=True)
     system.pipe_file(artifacts._place(address), data)
