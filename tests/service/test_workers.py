@@ -37,6 +37,7 @@ from service.workers.pool import Pool
 from service.workers.presence import read_presence, write_presence
 from service.workers.process import WorkerProcess
 from tests import behind
+from tests.waits import until
 
 AND = "/v1/superpose/and"
 BODY = {"components": ["a red circle", "a blue star"], "steps": 4, "seed": 5}
@@ -237,6 +238,54 @@ def test_an_editor_sees_and_stops_what_a_worker_computes_for_it(models):
         client.post("/sdapi/v1/interrupt")
         assert asked.result(30).json()["images"] == []
         assert client.get("/sdapi/v1/progress").json()["state"]["job_count"] == 0
+
+
+def test_an_editor_is_told_by_every_api_node_and_stops_at_any(models, tmp_path):
+    """A load balancer may send each of its requests to another node than the one that draws for it."""
+    store = {"database": f"sqlite:///{tmp_path / 'jobs.sqlite'}", "artifacts": str(tmp_path / "files")}
+    catalog = Catalog.of(models)
+    chosen = {"sd_model_checkpoint": "one"}
+    body = {"prompt": "a red circle AND a blue star", "steps": 1000, "override_settings": chosen}
+    me, other = {"X-Client-Id": "me"}, {"X-Client-Id": "other"}
+    task = {"id_task": "task(a)"}
+    with (
+        TestClient(behind.create_app(Settings(**store), catalog=catalog)) as taker,
+        TestClient(create_app(Settings(workers=0, **store), catalog=catalog)) as node,
+        ThreadPoolExecutor(3) as pool,
+    ):
+
+        def draw(headers, **more):
+            return pool.submit(taker.post, "/sdapi/v1/txt2img", json=body | more, headers=headers)
+
+        def told(headers=me):
+            return node.get("/sdapi/v1/progress", headers=headers).json()
+
+        def followed():
+            return node.post("/internal/progress", json=task, headers=me).json()
+
+        # A job of another dialect is none of the editor's.
+        native = taker.post(AND, json=BODY | {"steps": 1000}, headers=me | {"Prefer": "respond-async"})
+        first, second, others = draw(me, force_task_id="task(a)"), draw(me), draw(other)
+        until(lambda: told()["state"]["job_count"] == 2 and told(other)["state"]["job_count"] == 1)
+        shown = until(lambda: (seen := told())["current_image"] and seen)
+        assert shown["state"]["sampling_steps"] == 1000
+        assert 0 < shown["progress"] < 1
+        assert shown["eta_relative"] > 0
+        assert told({})["state"]["job_count"] == 0
+        assert followed()["active"]
+        node.post("/sdapi/v1/interrupt", json={"force_task_id": "task(a)"}, headers=me)
+        assert first.result(30).json()["images"] == []
+        until(lambda: followed()["completed"])
+        assert not second.done()
+        node.post("/sdapi/v1/interrupt", headers=me)
+        assert second.result(30).json()["images"] == []
+        until(lambda: told()["state"]["job_count"] == 0)
+        assert told(other)["state"]["job_count"] == 1
+        assert not others.done()
+        node.post("/sdapi/v1/skip", headers=other)
+        others.result(30)
+        assert node.get(native.headers["location"], headers=me).json()["status"] in {"queued", "running"}
+        node.delete(native.headers["location"], headers=me)
 
 
 def test_workers_share_no_memory():
