@@ -28,7 +28,8 @@ from tests import clusters, postgres, servers, waits
 
 WORKERS = 2
 WHERE = os.environ.get("SUPERDIFF_BEHIND", "sqlite")
-LEFT_OUT = {"embedded": "is about an engine in the API's own process"}
+assert WHERE in {"sqlite", "postgres", "ray"}, f"SUPERDIFF_BEHIND is sqlite, postgres or ray, not {WHERE}"
+LEFT_OUT = {"embedded": "only holds where API and engine are one process"}
 if WHERE == "ray":
     LEFT_OUT["process"] = "is about the process of superdiff serve"
 _embedded = service.app.create_app
@@ -136,6 +137,10 @@ def pytest_configure():
 
 def pytest_collection_modifyitems(items):
     """Leave out what is not about a service wherever it computes; pyproject.toml says what the markers mean."""
+    if WHERE == "postgres" and postgres.programs() is None and os.environ.get("SUPERDIFF_REQUIRE_POSTGRES") != "1":
+        missing = pytest.mark.skip(reason="PostgreSQL is not installed; scripts/install_test_tools.sh does it")
+        for item in items:
+            item.add_marker(missing)
     for item in items:
         for mark, why in LEFT_OUT.items():
             if item.get_closest_marker(mark):

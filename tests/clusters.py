@@ -14,6 +14,12 @@ from tests.servers import Server
 # Replicas start one after another, each in a minute on a busy machine.
 WAIT_S = 300
 until = partial(waits.until, within_s=WAIT_S, every_s=0.1)
+RAY = {
+    "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # Else its replicas give way to whatever else the machine does, for minutes on a busy one.
+    "RAY_worker_niceness": "0",
+}
 FEW = ("api_cpus=0.5", "target_s=1", "start_s=0", "settle_s=1")
 
 
@@ -53,8 +59,7 @@ def start(log_path, environment, *asked):
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
-            env=environment
-            | {"RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1", "RAY_USAGE_STATS_ENABLED": "0"},
+            env=environment | RAY,
         )
     cluster = Cluster(process, f"http://127.0.0.1:{port}")
     try:

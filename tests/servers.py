@@ -11,7 +11,8 @@ from pathlib import Path
 import httpx
 
 SHAPES = Path(__file__).with_name("shapes.toml")
-READY_S = 120
+# Workers of a busy machine load PyTorch one beside the other.
+READY_S = 240
 
 
 @dataclass

@@ -69,6 +69,10 @@ class Keeper:
         if self._worker is not None:
             self._worker.start(self._opened, models)
 
+    def drain(self) -> None:
+        """Take no more jobs in; those that there are go on."""
+        self._stopping = True
+
     async def stop(self) -> None:
         """Write what is left to write, within some seconds, and close the store; the engine has stopped."""
         if self._opened is None:

@@ -197,21 +197,26 @@ def test_the_service_is_ready_when_a_worker_is(models):
     for told, expected in (
         (state(models, ready=False), "models are still being loaded"),
         (state(models, accepting=False), "no worker is there"),
+        (state(models, trouble="the disk is full"), "jobs cannot be written down: the disk is full"),
         (state(models), None),
     ):
         pool._workers = {told.id: (told, [])}
         assert pool.unready == expected
+    troubled = state(models, worker="other", trouble="the disk is full")
+    pool._workers[troubled.id] = (troubled, [])
+    assert pool.unready is None, "another worker can write"
+    pool._workers.pop(troubled.id)
     assert pool.rate() == 80.0
 
 
 def test_workers_and_the_backlog_are_told(models):
     with TestClient(create_app(Settings(preload=False, running_rows=1), catalog=Catalog.of(models))) as client:
-        (worker,) = client.get("/v1/workers").json()["workers"]
-        assert worker["state"] == "ready"
-        assert worker["models"] == ["one", "two", "pixels"]
+        workers = client.get("/v1/workers").json()["workers"]
+        assert {worker["state"] for worker in workers} == {"ready"}
+        assert [worker["models"] for worker in workers] == [["one", "two", "pixels"]] * len(workers)
         paths = [
             client.post(AND, json=BODY | {"steps": 1000, "timeout_s": 900}, headers={"Prefer": "respond-async"})
-            for _ in range(3)
+            for _ in range(len(workers) + 2)
         ]
         end = time.monotonic() + 20
         while (backlog := client.get("/v1/workers").json()["backlog"])["seconds"] is None or backlog["jobs"] != 2:
