@@ -48,10 +48,10 @@ class Thread(threading.Thread):
 
     def run(self):
         async def work():
-            self._process = WorkerProcess(self._settings, self._catalog)
+            self.process = WorkerProcess(self._settings, self._catalog)
             self._loop = asyncio.get_running_loop()
             self._began.set()
-            await self._process.run()
+            await self.process.run()
 
         asyncio.run(work())
 
@@ -60,7 +60,7 @@ class Thread(threading.Thread):
         assert self._began.wait(30)
 
     def end(self):
-        self._loop.call_soon_threadsafe(self._process.stop)
+        self._loop.call_soon_threadsafe(self.process.stop)
         self.join(60)
         assert not self.is_alive()
 

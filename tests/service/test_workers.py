@@ -26,12 +26,14 @@ from service.engine.metrics import Metrics
 from service.engine.scheduler import Limits, QueueFullError
 from service.keeper.keeper import Keeper
 from service.keeper.places import Places
+from service.keeper.storage import Storage
 from service.keeper.stored import stored_of
 from service.loading import Models, ModelState
 from service.registry import Record, Registry
 from service.settings import Settings
 from service.store.artifacts import open_artifacts
 from service.store.memory import MemoryStore
+from service.store.port import DiskFullError
 from service.store.records import Presence
 from service.workers.pool import Pool
 from service.workers.presence import read_presence, write_presence
@@ -291,6 +293,34 @@ def test_an_editor_is_told_by_every_api_node_and_stops_at_any(models, tmp_path):
         others.result(30)
         assert node.get(native.headers["location"], headers=me).json()["status"] in {"queued", "running"}
         node.delete(native.headers["location"], headers=me)
+
+
+def test_a_worker_that_cannot_write_takes_no_jobs_until_it_can(models, tmp_path, monkeypatch):
+    store = {"database": f"sqlite:///{tmp_path / 'jobs.sqlite'}", "artifacts": str(tmp_path / "files")}
+    settings, catalog = Settings(workers=0, **store), Catalog.of(models)
+    worker, full = behind.Thread(settings, catalog), DiskFullError("the disk is full")
+
+    async def fails(_):
+        raise full
+
+    with TestClient(create_app(settings, catalog=catalog)) as client:
+
+        def ready():
+            return client.get("/readyz").json()
+
+        worker.begin()
+        until(lambda: ready().get("status") == "ready")
+        monkeypatch.setattr(Storage, "probe", fails)
+        worker.process._storage.note(full)
+        until(lambda: ready().get("detail") == "jobs cannot be written down: the disk is full")
+        path = client.post(AND, json=BODY, headers={"Prefer": "respond-async"}).headers["location"]
+        # It hears at once of a job that it may take.
+        time.sleep(0.5)
+        assert client.get(path).json()["status"] == "queued"
+        monkeypatch.undo()
+        until(lambda: client.get(path).json()["status"] == "completed")
+        assert ready()["status"] == "ready"
+    worker.end()
 
 
 def test_workers_share_no_memory():
