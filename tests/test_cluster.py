@@ -182,6 +182,8 @@ def test_workers_that_are_replaced_give_their_jobs_back(cluster, running):
     until(lambda: not before & {each["id"] for each in workers(cluster)})
 
 
+# Ray's own models warn of what Pydantic will not take one day.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_what_serve_run_may_set_is_documented():
     from service.cluster import Cluster
 
