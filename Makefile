@@ -1,5 +1,6 @@
 # make serve   set up and start the service on the models that ship
-# make test    set up, then lint, types and all tests; make types and make tests for a part of it
+# make test    set up, then lint, types and all tests; make types, make tests and make behind for a part of it
+# make test-behind  set up, then every test of HTTP and of clients with two workers behind the API, over PostgreSQL
 # make bench   set up, then every benchmark; tables on the terminal, JSON in runs/
 # make eval    set up, then the whole evaluation: JSON, HTML and Markdown in runs/evaluation/ (well under an hour)
 # make format  set up, then let ruff write the code's form
@@ -14,7 +15,11 @@ SETUP := $(VENV)/.set-up
 # Tests that watch a browser and killed processes in real time; beside the others they would come too late.
 APART := tests/clients/test_page.py tests/crash
 
-.PHONY: setup serve test types tests bench eval format fresh
+# Those that make test runs once more, over workers: OpenAI's and AUTOMATIC1111's clients, jobs, events and pictures.
+BEHIND := tests/clients/test_openai.py tests/clients/test_webuiapi.py tests/service/test_jobs.py
+OVER_WORKERS := SUPERDIFF_BEHIND=postgres OMP_NUM_THREADS=1 $(BIN)/pytest -p tests.behind --numprocesses auto --dist loadfile
+
+.PHONY: setup serve test types tests behind test-behind bench eval format fresh
 
 setup: $(SETUP)
 
@@ -31,6 +36,7 @@ test: setup
 	$(BIN)/ruff format --check .
 	$(MAKE) --jobs 2 types tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadfile $(APART)
+	$(MAKE) behind
 
 types: setup
 	$(BIN)/mypy
@@ -38,6 +44,14 @@ types: setup
 # In the folders' order: the files that take longest come first, and no processor is left with one at the end.
 tests: setup
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadfile --no-loadscope-reorder $(APART:%=--ignore %)
+
+behind: setup
+	$(OVER_WORKERS) $(BEHIND)
+
+test-behind: setup
+	$(OVER_WORKERS) tests/service tests/clients --ignore tests/service/engine --ignore tests/service/store \
+		--ignore tests/service/durable --ignore tests/clients/test_page.py
+	$(OVER_WORKERS) tests/clients/test_page.py
 
 bench: setup
 	$(BIN)/python -m benchmarks.accuracy

@@ -29,6 +29,7 @@ class WorkerState:
         running_rows: Their network rows of one step.
         rate: Network rows a second, while it has work; None before it was measured.
         models: How its models stand, by name.
+        trouble: Why it cannot write down what becomes of jobs; None where it can.
     """
 
     id: str
@@ -40,6 +41,7 @@ class WorkerState:
     running_rows: int
     rate: float | None
     models: Mapping[str, ModelState] = field(default_factory=dict)
+    trouble: str | None = None
 
 
 class Backend(Protocol):

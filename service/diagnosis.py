@@ -23,7 +23,12 @@ from service.store.port import StoreError
 _LEAST_FREE: Final = 1 << 30  # bytes of disk, below which downloads and logs soon fail
 _DATABASE_S: Final = 10.0  # after which a database that does not answer is given up
 # Variables of the prefix that are no settings of the service: of the command line, and of the test suite.
-_OTHER_VARIABLES: Final = ("SUPERDIFF_KEY", "SUPERDIFF_URL", "SUPERDIFF_REQUIRE_")
+_OTHER_VARIABLES: Final = (
+    "SUPERDIFF_KEY",
+    "SUPERDIFF_URL",
+    "SUPERDIFF_REQUIRE_",
+    "SUPERDIFF_BEHIND",
+)
 _PREFIX: Final = "SUPERDIFF_"
 
 

@@ -94,8 +94,15 @@ class Embedded:
         await asyncio.to_thread(self.engine.stop, grace_s)
 
 
-def worker_state(worker_id: str, engine: Engine, models: Models) -> WorkerState:
-    """How this process stands among those who compute."""
+def worker_state(worker_id: str, engine: Engine, models: Models, trouble: str | None = None) -> WorkerState:
+    """How this process stands among those who compute.
+
+    Args:
+        worker_id: What it is called.
+        engine: What runs its jobs.
+        models: Its models.
+        trouble: Why it cannot write down what becomes of jobs; None where it can.
+    """
     catalog = models.catalog
     _, running = engine.load
     return WorkerState(
@@ -108,4 +115,5 @@ def worker_state(worker_id: str, engine: Engine, models: Models) -> WorkerState:
         running_rows=engine.running_rows,
         rate=engine.rate,
         models={name: models.state(name) for name in catalog.names},
+        trouble=trouble,
     )

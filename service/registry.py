@@ -1,4 +1,7 @@
-"""The jobs that this process remembers: those in memory only, and those that a dialect asks for by who sent them."""
+"""The jobs that this process remembers: those in memory only, and those that a dialect asks for by who sent them.
+
+Where others compute, the latter are found in the store too, whichever process took them in (:meth:`Keeper.tasks`).
+"""
 
 import threading
 import time

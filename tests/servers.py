@@ -1,4 +1,4 @@
-"""A real server process for tests."""
+"""A real server process for tests: ``superdiff serve``, or what ``tests.behind`` puts in its place."""
 
 import os
 import re
@@ -10,10 +10,14 @@ from pathlib import Path
 
 import httpx
 
+SHAPES = Path(__file__).with_name("shapes.toml")
+# Workers of a busy machine load PyTorch one beside the other.
+READY_S = 240
+
 
 @dataclass
 class Server:
-    """A running ``superdiff serve``."""
+    """A running server."""
 
     process: subprocess.Popen
     url: str
@@ -24,21 +28,24 @@ class Server:
         return self.process.wait(60)
 
 
-SHAPES = Path(__file__).with_name("shapes.toml")
-
-
 def start(log_path, catalog=SHAPES, **environment):
-    """``superdiff serve`` on a free port, ready to answer."""
+    """A server on a free port, ready to answer.
+
+    Args:
+        log_path: Where what it says goes.
+        catalog: Its models.
+        environment: Its settings, SUPERDIFF_*.
+    """
+    fixed = {"SUPERDIFF_DEVICE": "cpu", "SUPERDIFF_CATALOG": str(catalog), "PYTHONUNBUFFERED": "1"}
+    return launch(log_path, os.environ | fixed | environment)
+
+
+def serve(log_path, environment):
+    """``superdiff serve``."""
     with log_path.open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "service.cli", "serve", "--port", "0"],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=os.environ
-            | {"SUPERDIFF_DEVICE": "cpu", "SUPERDIFF_CATALOG": str(catalog), "PYTHONUNBUFFERED": "1"}
-            | environment,
-        )
-    deadline = time.monotonic() + 120
+        command = [sys.executable, "-m", "service.cli", "serve", "--port", "0"]
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+    deadline = time.monotonic() + READY_S
     url = None
     while time.monotonic() < deadline:
         assert process.poll() is None, log_path.read_text()
@@ -51,3 +58,6 @@ def start(log_path, catalog=SHAPES, **environment):
     process.kill()
     process.wait()
     raise AssertionError(f"not ready: {log_path.read_text()}")
+
+
+launch = serve

@@ -6,10 +6,7 @@ import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import httpx
@@ -19,7 +16,8 @@ from starlette.testclient import TestClient
 
 from service.app import create_app
 from service.settings import Settings
-from tests import waits
+from tests import clusters
+from tests.clusters import WAIT_S, until
 from tests.pipelines.families import tiny
 
 if importlib.util.find_spec("ray") is None:
@@ -27,16 +25,12 @@ if importlib.util.find_spec("ray") is None:
         raise RuntimeError("SUPERDIFF_REQUIRE_RAY=1, but ray is not installed: pip install superdiff-serve[ray]")
     pytest.skip("ray is not installed: pip install superdiff-serve[ray]", allow_module_level=True)
 
-# Replicas start one after another, each in a minute on a busy machine.
 pytestmark = pytest.mark.timeout(900)
 
 ROOT = Path(__file__).parents[1]
 AND = "/v1/superpose/and"
 BODY = {"components": ["a red circle", "a blue star"], "steps": 3, "seed": 7}
-WAIT_S = 300
-until = partial(waits.until, within_s=WAIT_S, every_s=0.1)
 LEASE_S = 8
-FEW = ("api_cpus=0.5", "target_s=1", "start_s=0", "settle_s=1")
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +51,7 @@ def alone(folder):
 
 
 @pytest.fixture(scope="module")
-def cluster(folder):
+def running(folder):
     """The service on Ray, with two workers."""
     given = {
         "SUPERDIFF_DATABASE": f"sqlite:///{folder / 'jobs.sqlite'}",
@@ -68,39 +62,23 @@ def cluster(folder):
         "SUPERDIFF_LEASE_S": LEASE_S,
         "SUPERDIFF_CHECKPOINT_S": 0.05,
         "SUPERDIFF_GRACE_S": 0,
-        "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": 1,
-        "RAY_USAGE_STATS_ENABLED": 0,
     }
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
+    environment = os.environ | {name: str(value) for name, value in given.items()}
     began = time.monotonic()
-    with (folder / "log").open("wb") as log:
-        running = subprocess.Popen(
-            [sys.executable, "-m", "tests.ray_service", str(port), "min_workers=2", "max_workers=3", *FEW],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-            env=os.environ | {name: str(value) for name, value in given.items()},
-        )
-    try:
-        runs(running)
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=WAIT_S) as client:
-            until(lambda: client.get("/readyz").status_code == 200 and len(workers(client)) == 2)
-            print(f"ready after {time.monotonic() - began:.1f} s")
-            client.process = running
-            yield client
-    finally:
-        began = time.monotonic()
-        running.communicate(timeout=WAIT_S)
-        print(f"ended in {time.monotonic() - began:.1f} s")
+    cluster = clusters.start(folder / "log", environment, "min_workers=2", "max_workers=3")
+    print(f"ready after {time.monotonic() - began:.1f} s")
+    yield cluster
+    began = time.monotonic()
+    cluster.stop()
+    print(f"ended in {time.monotonic() - began:.1f} s")
 
 
-def runs(process):
-    """Wait until the application runs."""
-    while (line := process.stdout.readline()) and line != "runs\n":
-        pass
-    assert line, "it ended; see its log"
+@pytest.fixture(scope="module")
+def cluster(running):
+    """A client of it."""
+    with httpx.Client(base_url=running.url, timeout=WAIT_S) as client:
+        until(lambda: len(workers(client)) == 2)
+        yield client
 
 
 def workers(client):
@@ -190,14 +168,12 @@ def test_there_are_more_workers_where_work_waits_and_fewer_when_it_is_done(clust
     assert cluster.post(AND, json=BODY).status_code == 200
 
 
-def test_workers_that_are_replaced_give_their_jobs_back(cluster):
+def test_workers_that_are_replaced_give_their_jobs_back(cluster, running):
     before = {each["id"] for each in workers(cluster)}
     path = submit(cluster, BODY | {"steps": 1000, "num_images": 4})
     until(lambda: cluster.get(path).json()["step"] >= 20)
     began = time.monotonic()
-    cluster.process.stdin.write("worker_cpus=0.9\n")
-    cluster.process.stdin.flush()
-    runs(cluster.process)
+    running.deploy("worker_cpus=0.9")
     print(f"deployed anew in {time.monotonic() - began:.1f} s")
     job = until(lambda: (found := cluster.get(path).json())["status"] == "completed" and found)
     # No lease ran out: the job was given back with its last checkpoint.
@@ -206,6 +182,8 @@ def test_workers_that_are_replaced_give_their_jobs_back(cluster):
     until(lambda: not before & {each["id"] for each in workers(cluster)})
 
 
+# Ray's own models warn of what Pydantic will not take one day.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_what_serve_run_may_set_is_documented():
     from service.cluster import Cluster
 

@@ -33,6 +33,14 @@ class _Document(BaseModel):
     rendering: Rendering
 
 
+class _Wanted(BaseModel):
+    """The part of the JSON that tells how the pictures are wanted."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    rendering: Rendering
+
+
 def write_request(plan: Plan, ask: Ask, rendering: Rendering, *, on_canvas: bool) -> str:
     """A job's request as JSON, all but the known picture.
 
@@ -67,6 +75,14 @@ def read_request(written: str) -> tuple[Plan, Ask, Rendering]:
     except (ValidationError, PipelineError, KeyError) as error:
         raise UnreadableError("this request was written by another version of the service") from error
     return plan, told.ask, told.rendering
+
+
+def read_rendering(written: str) -> Rendering:
+    """How the pictures are wanted, alone: no plan is made; :class:`UnreadableError` as in :func:`read_request`."""
+    try:
+        return _Wanted.model_validate_json(written).rendering
+    except ValidationError as error:
+        raise UnreadableError("this request was written by another version of the service") from error
 
 
 def write_source(source: Source) -> bytes:

@@ -11,12 +11,13 @@ import logging
 import time
 from typing import Final
 
-from service.durable.requests import write_source
+from service.durable.blobs import UnreadableError
+from service.durable.requests import read_rendering, write_source
 from service.engine.job import EngineStoppedError, Job
 from service.keeper.errors import IdempotencyError, MovedError
 from service.keeper.places import Places
 from service.keeper.storage import Storage
-from service.keeper.stored import SOURCE, stored_of
+from service.keeper.stored import SOURCE, record_of, stored_of
 from service.keeper.watcher import WATCH_FOR_S, Watcher
 from service.keeper.worker import RESTARTING, Rhythm, Worker
 from service.loading import Models
@@ -28,6 +29,7 @@ from service.store.retention import Retention, sweep
 from service.tasks import Tasks
 
 _LOG: Final = logging.getLogger(__name__)
+_TASKS_AT_ONCE: Final = 1000
 
 
 class Keeper:
@@ -66,6 +68,10 @@ class Keeper:
         self._watcher.start(self._opened)
         if self._worker is not None:
             self._worker.start(self._opened, models)
+
+    def drain(self) -> None:
+        """Take no more jobs in; those that there are go on."""
+        self._stopping = True
 
     async def stop(self) -> None:
         """Write what is left to write, within some seconds, and close the store; the engine has stopped."""
@@ -254,6 +260,35 @@ class Keeper:
         shown = merged[:limit]
         return [each for _, each in shown], cursor_of(shown[-1][0]) if more else None
 
+    async def tasks(self, caller: str, label: str | None) -> list[Record]:
+        """The jobs that a client named itself (see :attr:`Rendering.task`), oldest first.
+
+        Those that are not over, whichever process took them in, and those over that this process remembers.
+
+        Args:
+            caller: Whose.
+            label: Of the client; None for one that has none.
+        """
+        if self._worker is None:
+            try:
+                await self._meet(caller, label)
+            except StoreUnavailableError as error:
+                # What is known here is told nevertheless.
+                self.storage.note(error)
+        found = [each for each in self._registry.of_session(caller, label) if each.rendering.task is not None]
+        return sorted(found, key=lambda record: record.job.created)
+
+    async def _meet(self, caller: str, label: str | None) -> None:
+        """Follow the jobs that a client named itself and that another process took in."""
+        page = await self.storage.store.page(Filters(caller, label=label, open=True), limit=_TASKS_AT_ONCE)
+        for stored in page.records:
+            if stored.label != label or self._registry.find(stored.id) is not None:
+                continue
+            # What another version wrote is none of this one's to tell.
+            with contextlib.suppress(UnreadableError):
+                if read_rendering(stored.request).task is not None:
+                    self._registry.add(self._here(stored.id) or await self._watcher.watch(record_of(stored)))
+
     async def cancel(self, record: Record) -> None:
         """Have a job cancelled; it may take a moment."""
         if self._worker is not None and (not record.kept or self._worker.find(record.job.id) is not None):
@@ -333,4 +368,5 @@ def _shown(record: Record, filters: Filters) -> bool:
     kind = "density" if job.plan.retrace else "superposition"
     state = "running" if job.phase == "decoding" else str(job.phase)
     label = record.rendering.label
-    return filters.kind in {None, kind} and filters.state in {None, state} and filters.label in {None, label}
+    shown = filters.kind in {None, kind} and filters.state in {None, state} and filters.label in {None, label}
+    return shown and not (filters.open and job.over)

@@ -86,8 +86,17 @@ def record_of(stored: JobRecord, fence: int | None = None) -> Record:
         created=stored.created,
         phase=phase_of(stored),
         steps_taken=stored.step,
+        # Where it runs here, its engine says when.
+        started=_started(stored) if fence is None else 0.0,
     )
     return Record(job, rendering, kept=True)
+
+
+def _started(stored: JobRecord) -> float:
+    """When it left the queue, on the monotonic clock; 0 where it did not."""
+    if stored.started is None or stored.state is JobState.QUEUED:
+        return 0.0
+    return time.monotonic() - max(0.0, time.time() - stored.started)
 
 
 def phase_of(stored: JobRecord) -> Phase:

@@ -330,7 +330,8 @@ class Worker:
         async with self._storage.store.listen(Topic.WORK) as self._bell:
             while not self._stopping:
                 try:
-                    while await self._claim():
+                    # What cannot be written down would be computed for nothing.
+                    while self._storage.trouble is None and await self._claim():
                         pass
                 except (StoreUnavailableError, DiskFullError) as error:
                     self._storage.note(error)

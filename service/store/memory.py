@@ -335,4 +335,5 @@ def _shown(record: JobRecord, filters: Filters) -> bool:
         and filters.state in {None, record.state}
         and filters.kind in {None, record.kind}
         and filters.label in {None, record.label}
+        and not (filters.open and record.state.over)
     )

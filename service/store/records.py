@@ -407,12 +407,14 @@ class Filters:
         state: In which state.
         kind: Of which kind.
         label: With which label.
+        open: Only those that are not over.
     """
 
     caller: str | None = None
     state: JobState | None = None
     kind: JobKind | None = None
     label: str | None = None
+    open: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -641,8 +641,8 @@ def page_query(filters: Filters, cursor: str | None) -> sa.Select[Any]:
         query = query.where(JOBS.c.kind == filters.kind)
     if filters.state is not None:
         query = query.where(JOBS.c.state == filters.state)
-        if not filters.state.over:
-            query = query.where(_OPEN)
+    if filters.open or (filters.state is not None and not filters.state.over):
+        query = query.where(_OPEN)
     if cursor is not None:
         created, job_id = place_of(cursor)
         query = query.where(sa.tuple_(JOBS.c.created, JOBS.c.id) < sa.tuple_(sa.literal(created), sa.literal(job_id)))

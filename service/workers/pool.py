@@ -69,6 +69,9 @@ class Pool:
         states = [state for state, _ in self._workers.values() if state.accepting]
         if not states:
             return "no worker is there"
+        troubles = [state.trouble for state in states]
+        if all(troubles):
+            return f"jobs cannot be written down: {troubles[0]}"
         return None if any(state.ready for state in states) else "models are still being loaded"
 
     @property
@@ -129,8 +132,10 @@ class Pool:
         self._looking = asyncio.create_task(self._look())
 
     async def stop(self, grace_s: float) -> None:
-        """End this process's workers."""
+        """Take no more jobs, and end this process's workers."""
         self._stopping.set()
+        if self._keeper is not None:
+            self._keeper.drain()
         if self._crew is not None:
             await self._crew.stop(grace_s)
         if self._looking is not None:

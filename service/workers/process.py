@@ -113,7 +113,8 @@ class WorkerProcess:
         """Tell of itself, again and again, and learn whether there are others."""
         counted = -math.inf
         while True:
-            state = worker_state(self._worker.id, self._engine, self._models)
+            trouble = None if storage.trouble is None else str(storage.trouble)
+            state = worker_state(self._worker.id, self._engine, self._models, trouble)
             told = await asyncio.to_thread(write_presence, state, self._engine.metrics.registry)
             try:
                 await storage.store.report(Presence(state.id, time.time(), told))

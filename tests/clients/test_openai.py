@@ -337,17 +337,21 @@ def test_a_key_of_an_edit_stands_for_its_pictures_too(client):
 def crowded(server):
     """A caller with as many jobs as it may have: a function that ends them."""
     headers = {"Authorization": "Bearer crowd", "Prefer": "respond-async"}
-    with httpx.Client(base_url=server.url, headers=headers) as crowd:
+    with httpx.Client(base_url=server.url, headers=headers, timeout=60) as crowd:
         # Long enough to be there, and short enough for a Retry-After that the client heeds, two minutes at most.
         body = {"expression": "a", "steps": 200}
-        paths = [crowd.post(NATIVE, json=body).headers["location"] for _ in range(16)]
+        paths = []
 
         def leave():
             for path in paths:
                 crowd.delete(path)
 
-        yield leave
-        leave()
+        try:
+            paths.extend(crowd.post(NATIVE, json=body).headers["location"] for _ in range(16))
+            yield leave
+        finally:
+            # Left to themselves, they would slow all tests that follow.
+            leave()
 
 
 @pytest.mark.usefixtures("crowded")

@@ -311,6 +311,7 @@ class Slow(Catalog):
         return super().get(name)
 
 
+# tests.behind waits for workers that are ready.
 @pytest.mark.embedded
 def test_a_model_that_is_still_being_loaded_is_503_with_retry_after(folders):
     catalog = Slow([Entry("one", folders / "one")])
@@ -325,6 +326,7 @@ def test_a_model_that_is_still_being_loaded_is_503_with_retry_after(folders):
         assert client.post(OR, json={"components": ["a"], "steps": 1}).status_code == 200
 
 
+# A worker loads every model once, to tell what it is.
 @pytest.mark.embedded
 def test_a_model_that_was_not_preloaded_is_loaded_when_asked_for(folders):
     catalog = Catalog([Entry("one", folders / "one")])

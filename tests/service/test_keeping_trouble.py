@@ -65,6 +65,8 @@ def ready(client):
     return client.get("/readyz").status_code == 200
 
 
+# Of two workers, the one that has nothing to write does not know that it could not.
+@pytest.mark.embedded
 def test_a_full_disk_fails_the_job_and_not_the_service(serve, disk):  # noqa: F811
     with serve(artifacts=str(disk.folder / "files"), checkpoint_s=0) as client:
         path = client.post(AND, json=PATIENT, headers=ASYNC).headers["location"]
@@ -89,6 +91,8 @@ def test_a_full_disk_fails_the_job_and_not_the_service(serve, disk):  # noqa: F8
         assert client.get(again).json()["status"] == "completed"
 
 
+# Likewise.
+@pytest.mark.embedded
 def test_a_full_disk_costs_checkpoints_only_where_there_is_space_again_at_the_end(serve, disk):  # noqa: F811
     with serve(artifacts=str(disk.folder / "files"), checkpoint_s=0.01) as client:
         path = client.post(AND, json=LONG, headers=ASYNC).headers["location"]
@@ -109,6 +113,8 @@ def locked(file):
     connection.close()
 
 
+# Nobody can be told of what another process does but through the database.
+@pytest.mark.embedded
 def test_accepted_jobs_run_on_while_the_database_is_locked(serve, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.setattr(database, "_BUSY_S", 0.2)
     with serve() as client:

@@ -100,6 +100,8 @@ def test_what_nobody_foresaw_has_the_request_s_id_and_one_line(models, lines, mo
     assert answered["status"] == 500
 
 
+# A worker's own lines have the job's id alone.
+@pytest.mark.embedded
 def test_a_job_that_fails_says_so_with_both_ids(models, lines, monkeypatch):
     app = app_of(models)
 
@@ -138,6 +140,8 @@ def test_the_format_and_the_level_are_the_operator_s(capsys):
     assert json.loads(line)["message"] == "important"
 
 
+# A worker's spans are told by the worker, and are no children of the request's.
+@pytest.mark.embedded
 def test_a_request_and_its_job_have_spans(models):
     export = pytest.importorskip("opentelemetry.sdk.trace.export.in_memory_span_exporter")
     sdk = pytest.importorskip("opentelemetry.sdk.trace")

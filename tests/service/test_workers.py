@@ -26,17 +26,20 @@ from service.engine.metrics import Metrics
 from service.engine.scheduler import Limits, QueueFullError
 from service.keeper.keeper import Keeper
 from service.keeper.places import Places
+from service.keeper.storage import Storage
 from service.keeper.stored import stored_of
 from service.loading import Models, ModelState
 from service.registry import Record, Registry
 from service.settings import Settings
 from service.store.artifacts import open_artifacts
 from service.store.memory import MemoryStore
+from service.store.port import DiskFullError
 from service.store.records import Presence
 from service.workers.pool import Pool
 from service.workers.presence import read_presence, write_presence
 from service.workers.process import WorkerProcess
 from tests import behind
+from tests.waits import until
 
 AND = "/v1/superpose/and"
 BODY = {"components": ["a red circle", "a blue star"], "steps": 4, "seed": 5}
@@ -196,21 +199,26 @@ def test_the_service_is_ready_when_a_worker_is(models):
     for told, expected in (
         (state(models, ready=False), "models are still being loaded"),
         (state(models, accepting=False), "no worker is there"),
+        (state(models, trouble="the disk is full"), "jobs cannot be written down: the disk is full"),
         (state(models), None),
     ):
         pool._workers = {told.id: (told, [])}
         assert pool.unready == expected
+    troubled = state(models, worker="other", trouble="the disk is full")
+    pool._workers[troubled.id] = (troubled, [])
+    assert pool.unready is None, "another worker can write"
+    pool._workers.pop(troubled.id)
     assert pool.rate() == 80.0
 
 
 def test_workers_and_the_backlog_are_told(models):
     with TestClient(create_app(Settings(preload=False, running_rows=1), catalog=Catalog.of(models))) as client:
-        (worker,) = client.get("/v1/workers").json()["workers"]
-        assert worker["state"] == "ready"
-        assert worker["models"] == ["one", "two", "pixels"]
+        workers = client.get("/v1/workers").json()["workers"]
+        assert {worker["state"] for worker in workers} == {"ready"}
+        assert [worker["models"] for worker in workers] == [["one", "two", "pixels"]] * len(workers)
         paths = [
             client.post(AND, json=BODY | {"steps": 1000, "timeout_s": 900}, headers={"Prefer": "respond-async"})
-            for _ in range(3)
+            for _ in range(len(workers) + 2)
         ]
         end = time.monotonic() + 20
         while (backlog := client.get("/v1/workers").json()["backlog"])["seconds"] is None or backlog["jobs"] != 2:
@@ -237,6 +245,82 @@ def test_an_editor_sees_and_stops_what_a_worker_computes_for_it(models):
         client.post("/sdapi/v1/interrupt")
         assert asked.result(30).json()["images"] == []
         assert client.get("/sdapi/v1/progress").json()["state"]["job_count"] == 0
+
+
+def test_an_editor_is_told_by_every_api_node_and_stops_at_any(models, tmp_path):
+    """A load balancer may send each of its requests to another node than the one that draws for it."""
+    store = {"database": f"sqlite:///{tmp_path / 'jobs.sqlite'}", "artifacts": str(tmp_path / "files")}
+    catalog = Catalog.of(models)
+    chosen = {"sd_model_checkpoint": "one"}
+    body = {"prompt": "a red circle AND a blue star", "steps": 1000, "override_settings": chosen}
+    me, other = {"X-Client-Id": "me"}, {"X-Client-Id": "other"}
+    task = {"id_task": "task(a)"}
+    with (
+        TestClient(behind.create_app(Settings(**store), catalog=catalog)) as taker,
+        TestClient(create_app(Settings(workers=0, **store), catalog=catalog)) as node,
+        ThreadPoolExecutor(3) as pool,
+    ):
+
+        def draw(headers, **more):
+            return pool.submit(taker.post, "/sdapi/v1/txt2img", json=body | more, headers=headers)
+
+        def told(headers=me):
+            return node.get("/sdapi/v1/progress", headers=headers).json()
+
+        def followed():
+            return node.post("/internal/progress", json=task, headers=me).json()
+
+        # A job of another dialect is none of the editor's.
+        native = taker.post(AND, json=BODY | {"steps": 1000}, headers=me | {"Prefer": "respond-async"})
+        first, second, others = draw(me, force_task_id="task(a)"), draw(me), draw(other)
+        until(lambda: told()["state"]["job_count"] == 2 and told(other)["state"]["job_count"] == 1)
+        shown = until(lambda: (seen := told())["current_image"] and seen)
+        assert shown["state"]["sampling_steps"] == 1000
+        assert 0 < shown["progress"] < 1
+        assert shown["eta_relative"] > 0
+        assert told({})["state"]["job_count"] == 0
+        assert followed()["active"]
+        node.post("/sdapi/v1/interrupt", json={"force_task_id": "task(a)"}, headers=me)
+        assert first.result(30).json()["images"] == []
+        until(lambda: followed()["completed"])
+        assert not second.done()
+        node.post("/sdapi/v1/interrupt", headers=me)
+        assert second.result(30).json()["images"] == []
+        until(lambda: told()["state"]["job_count"] == 0)
+        assert told(other)["state"]["job_count"] == 1
+        assert not others.done()
+        node.post("/sdapi/v1/skip", headers=other)
+        others.result(30)
+        assert node.get(native.headers["location"], headers=me).json()["status"] in {"queued", "running"}
+        node.delete(native.headers["location"], headers=me)
+
+
+def test_a_worker_that_cannot_write_takes_no_jobs_until_it_can(models, tmp_path, monkeypatch):
+    store = {"database": f"sqlite:///{tmp_path / 'jobs.sqlite'}", "artifacts": str(tmp_path / "files")}
+    settings, catalog = Settings(workers=0, **store), Catalog.of(models)
+    worker, full = behind.Thread(settings, catalog), DiskFullError("the disk is full")
+
+    async def fails(_):
+        raise full
+
+    with TestClient(create_app(settings, catalog=catalog)) as client:
+
+        def ready():
+            return client.get("/readyz").json()
+
+        worker.begin()
+        until(lambda: ready().get("status") == "ready")
+        monkeypatch.setattr(Storage, "probe", fails)
+        worker.process._storage.note(full)
+        until(lambda: ready().get("detail") == "jobs cannot be written down: the disk is full")
+        path = client.post(AND, json=BODY, headers={"Prefer": "respond-async"}).headers["location"]
+        # It hears at once of a job that it may take.
+        time.sleep(0.5)
+        assert client.get(path).json()["status"] == "queued"
+        monkeypatch.undo()
+        until(lambda: client.get(path).json()["status"] == "completed")
+        assert ready()["status"] == "ready"
+    worker.end()
 
 
 def test_workers_share_no_memory():

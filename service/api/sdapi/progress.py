@@ -78,7 +78,7 @@ async def progress(
     skip_current_image: Annotated[bool, Query(description="Leave the preview out.")] = False,
 ) -> Progress:
     """The caller's running job, else the one that runs next; progress 0 and job_count 0 where there is none."""
-    records = _unfinished(services, caller, force_task_id)
+    records = await _unfinished(services, caller, force_task_id)
     current = _current(records)
     if current is None:
         return Progress(progress=0, eta_relative=0, state=_state([], None))
@@ -102,7 +102,7 @@ async def internal_progress(
     body: ProgressOf, services: ServicesDep, sessions: SessionsDep, caller: CallerDep
 ) -> TaskProgress:
     """One of the caller's tasks by its force_task_id, with a preview if there is a newer one."""
-    records = _records(services, caller, body.id_task)
+    records = await _records(services, caller, body.id_task)
     # Of several of one name the newest is meant, as it stands last.
     current = _current(records) if body.id_task is None else next(reversed(records), None)
     if current is None:
@@ -132,30 +132,29 @@ async def internal_progress(
 @router.post("/sdapi/v1/interrupt")
 async def interrupt(services: ServicesDep, caller: CallerDep, task: Task | None = None) -> dict[str, Any]:
     """End the caller's jobs of this dialect, those that wait too; their requests are answered without pictures."""
-    _cancel(services, caller, task)
+    await _cancel(services, caller, task)
     return {}
 
 
 @router.post("/sdapi/v1/skip")
 async def skip(services: ServicesDep, caller: CallerDep, task: Task | None = None) -> None:
     """The same as interrupt: a job's pictures are drawn together, so none can be skipped alone."""
-    _cancel(services, caller, task)
+    await _cancel(services, caller, task)
 
 
-def _cancel(services: Services, caller: Caller, task: Task | None) -> None:
-    for record in _unfinished(services, caller, task.force_task_id if task else None):
+async def _cancel(services: Services, caller: Caller, task: Task | None) -> None:
+    for record in await _unfinished(services, caller, task.force_task_id if task else None):
         services.backend.cancel(record.job)
 
 
-def _records(services: Services, caller: Caller, task: str | None) -> list[Record]:
+async def _records(services: Services, caller: Caller, task: str | None) -> list[Record]:
     """The caller's jobs of this dialect, oldest first."""
-    records = services.registry.of_session(*caller.session)
-    own = [record for record in reversed(records) if record.rendering.task is not None]
+    own = await services.keeper.tasks(*caller.session)
     return [record for record in own if task in {None, record.rendering.task}]
 
 
-def _unfinished(services: Services, caller: Caller, task: str | None) -> list[Record]:
-    return [record for record in _records(services, caller, task) if not record.job.over]
+async def _unfinished(services: Services, caller: Caller, task: str | None) -> list[Record]:
+    return [record for record in await _records(services, caller, task) if not record.job.over]
 
 
 def _current(records: Sequence[Record]) -> Record | None:

@@ -438,6 +438,8 @@ async def test_lists_are_newest_first_and_filtered(store):
     assert await shown(kind=JobKind.DENSITY) == [a.job_id]
     assert await shown(kind=JobKind.DENSITY, state=JobState.FAILED) == []
     assert await shown(caller="carl") == []
+    assert await shown(open=True) == ["c", "d", a.job_id]
+    assert await shown(open=True, caller="bob") == []
 
 
 async def test_pages_hold_every_job_once_although_others_come_in_between(store):

@@ -182,6 +182,7 @@ async def assert_quick(store, statement, parameters):
         ("order", lambda store, lease: store.order(1e9)),
         ("page of a caller", lambda store, lease: store.page(Filters(caller="ann"))),
         ("waiting jobs of a caller", lambda store, lease: store.page(Filters(caller="ann", state=JobState.QUEUED))),
+        ("open jobs of a caller", lambda store, lease: store.page(Filters(caller="ann", open=True))),
         ("page", lambda store, lease: store.page()),
         ("messages", lambda store, lease: store.take_messages(1e9, 30.0, 8)),
         ("expired", lambda store, lease: store.expired(50.0)),
