@@ -85,7 +85,8 @@ async def _record(
     order = await asyncio.to_thread(order_of, *given)
     rendering = Rendering(asked.output_format, asked.response_format == "url", asked.output_compression)
     with in_own_words(asked):
-        return await accept(order, services, caller, rendering, idempotency=idempotency(key, caller, whole))
+        again = idempotency(key, caller, whole)
+        return await accept(order, services, caller, rendering, idempotency=again, followed=asked.stream)
 
 
 async def _respond(
