@@ -115,16 +115,13 @@ def test_the_compose_files_follow_the_specification(names):
 
 def test_the_services_are_confined_and_given_time(steps):
     for service in (composed("docker-compose.yml")["services"][name] for name in ("superdiff", "cpu")):
-        assert (service["read_only"], service["tmpfs"], service["init"], service["cap_drop"]) == (
-            True,
-            [TMP],
-            True,
-            ["ALL"],
-        )
+        assert (service["read_only"], service["init"], service["cap_drop"]) == (True, True, ["ALL"])
         grace = int(service["stop_grace_period"].removesuffix("s"))
         assert grace >= Settings.model_fields["grace_s"].default + 5
         mounted = {volume.split(":")[1] for volume in service["volumes"]}
-        assert set(json.loads(values(steps, "VOLUME")[0])) <= mounted
+        # On disk, /tmp too: in memory, large bodies would count against the container's limit.
+        assert {TMP, *json.loads(values(steps, "VOLUME")[0])} <= mounted
+        assert "tmpfs" not in service
     gpu = composed("docker-compose.yml")["services"]["superdiff"]["deploy"]["resources"]["reservations"]["devices"]
     assert gpu == [{"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}]
 
