@@ -120,7 +120,9 @@ def told(imported, service, tmp_path_factory):
     runtime.mkdir(mode=0o700)
     folder = tmp_path_factory.mktemp("cases")
     (folder / "cases.json").write_text(json.dumps([written(c, service.url) for c in CASES]))
-    environment = {"HOME": str(home), "XDG_RUNTIME_DIR": str(runtime), "PATH": os.environ["PATH"], "LANG": "C.UTF-8"}
+    # Its Python is the system's: with another one first in the path it looks for PyQt5 there.
+    path = f"{krita.parent}:/usr/bin:/bin"
+    environment = {"HOME": str(home), "XDG_RUNTIME_DIR": str(runtime), "PATH": path, "LANG": "C.UTF-8"}
     environment |= {"SUPERDIFF_DRIVER": str(folder), "QT_LOGGING_RULES": "*.debug=false"}
     with screen() as display, (folder / "log").open("w") as log:
         running = subprocess.Popen(
