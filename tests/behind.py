@@ -1,4 +1,4 @@
-"""Runs test modules unmodified against another backend: ``pytest -p tests.behind …``.
+"""Runs test modules unmodified against another backend: ``python -m pytest -p tests.behind …``.
 
 Every service that a test makes becomes an API without an engine, and two workers compute for it over one store:
 PostgreSQL where SUPERDIFF_BEHIND=postgres, else an SQLite file.

@@ -64,7 +64,7 @@ class Database:
         text, names = self._text(statement)
         async with told(), self.engine.connect() as connection:
             driver: Any = (await connection.get_raw_connection()).driver_connection
-            with _wrapped(text):
+            with wrapped(text):
                 rows: Sequence[Mapping[Any, Any]] = await driver.fetch(text, *(given[name] for name in names))
                 return rows
 
@@ -245,7 +245,7 @@ def _refuse_closed(connection: Any, _: object, __: object) -> None:
 
 
 @contextmanager
-def _wrapped(text: str) -> Iterator[None]:
+def wrapped(text: str) -> Iterator[None]:
     """The driver's errors as SQLAlchemy has them."""
     from asyncpg import InterfaceError as DriverError  # it is there where a connection is
     from asyncpg import PostgresError

@@ -20,7 +20,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.store import moves
-from service.store.database import Database, open_database, told
+from service.store.database import Database, open_database, told, wrapped
 from service.store.memory import LocalBell
 from service.store.moves import Candidate, Entry
 from service.store.port import (
@@ -539,12 +539,15 @@ class SqlStore:
         async with self._connecting:
             if self._hearing:
                 return
-            await self._drop_listener()
             try:
                 async with told():
+                    await self._drop_listener()
                     await self._connect_listener()
             except StoreError as error:
                 _LOG.warning("nothing is heard from other processes until the next try: %s", error)
+            except Exception:
+                # Whoever waits for a bell looks again all the same, and must not end of it.
+                _LOG.exception("nothing is heard from other processes until the next try")
 
     async def _poll(self, file: Path) -> None:
         """Ring when a process has written: SQLite tells nobody, but its log's file changes.
@@ -566,7 +569,8 @@ class SqlStore:
         driver = (await self._listener.get_raw_connection()).driver_connection
         if driver is None:
             raise StoreUnavailableError("the connection was lost")
-        await driver.add_listener(CHANNEL, self._rung)
+        with wrapped("LISTEN"):
+            await driver.add_listener(CHANNEL, self._rung)
         driver.add_termination_listener(self._unheard)
         self._hearing = True
         # What rang meanwhile was not heard.

@@ -616,7 +616,8 @@ def test_nothing_stands_in_the_way_of_anybody(opened, watch, theme, tmp_path):
 def test_a_service_that_is_gone_is_said_to_be_and_taken_up_again(page, watch, server):
     """The job is followed to its end over the break."""
     watch.expected = "ERR_INTERNET_DISCONNECTED"
-    compose(page, "a red circle", "a blue star", steps=60)
+    # Long enough that it is not done before the network is gone.
+    compose(page, "a red circle", "a blue star", steps=250)
     until(page, "Number(document.querySelector('#progress').value) > 0")
     page.context.set_offline(True)
     expect(page.locator("#connection")).to_be_visible()

@@ -11,7 +11,9 @@ import sys
 import traceback
 from pathlib import Path
 from typing import Final
+from unittest.mock import AsyncMock
 
+import asyncpg
 import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
@@ -480,6 +482,26 @@ async def test_what_is_logged_of_a_failed_statement_holds_no_request(sql):
 async def test_an_unreachable_postgres_is_told_as_such(tmp_path):
     with pytest.raises(StoreUnavailableError):
         await open_store(f"postgresql://nobody@/none?host={tmp_path}")
+
+
+async def test_who_waits_for_a_bell_outlives_a_connection_that_is_lost_as_it_begins_to_listen(
+    postgres_url, monkeypatch, caplog
+):
+    """The driver's own error, from a call that SQLAlchemy knows nothing of: nothing may end of it."""
+    lost = asyncpg.ConnectionDoesNotExistError("connection was closed in the middle of operation")
+    for error in (lost, ValueError("a fault of ours")):
+        store = await open_sql_store(postgres_url)
+        with monkeypatch.context() as patched:
+            patched.setattr(asyncpg.Connection, "add_listener", AsyncMock(side_effect=error))
+            async with store.listen(Topic.WORK) as bell:
+                assert not await bell.wait(0.01)
+                patched.undo()
+                await store.wake(Topic.WORK)
+                assert await bell.wait(5)
+        await store.close()
+    told = [record.exc_info is not None for record in caplog.records if "nothing is heard" in record.message]
+    # Only what was not foreseen has a traceback.
+    assert told == [False, False, True, True]
 
 
 async def test_a_lost_connection_to_postgres_costs_one_ring_and_no_job(postgres_url):
