@@ -402,6 +402,7 @@ def test_what_is_painted_is_drawn_anew_and_the_rest_stays(page, server, tmp_path
 def test_the_mask_is_edited_with_undo_erase_invert_and_the_keyboard_alone(page, tmp_path):
     page.click("#from-picture > summary")
     page.set_input_files("#file", photo(tmp_path / "photo.png", (48, 32)))
+    until(page, "document.querySelector('#mask').width === 48")  # the picture is there
     page.focus("#mask")
     page.keyboard.press("Space")
     dab = opaque(page, "#mask")
