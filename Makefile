@@ -15,8 +15,8 @@ SETUP := $(VENV)/.set-up
 # Tests that watch a browser and killed processes in real time; beside the others they would come too late.
 APART := tests/clients/test_page.py tests/crash
 
-# Those that make test runs once more, over workers: OpenAI's client, jobs, events and pictures.
-BEHIND := tests/clients/test_openai.py tests/service/test_jobs.py
+# Those that make test runs once more, over workers: jobs, their events and pictures.
+BEHIND := tests/service/test_jobs.py
 OVER_WORKERS := SUPERDIFF_BEHIND=postgres OMP_NUM_THREADS=1 $(BIN)/python -m pytest -p tests.behind --numprocesses auto --dist loadfile
 
 .PHONY: setup serve test types tests behind test-behind bench eval format fresh
