@@ -130,13 +130,13 @@ async def accept(
     if idempotency is not None and (earlier := await services.keeper.standing(caller.id, idempotency)) is not None:
         return earlier
     job, origin = await take(order, services, caller)
-    keep = keep or idempotency is not None
-    kept = keep or services.backend.keeps_all
-    record = Record(job, replace(rendering or Rendering(), origin=origin, label=caller.label), kept)
+    durable = keep or idempotency is not None
+    kept = durable or services.backend.keeps_all
+    record = Record(job, replace(rendering or Rendering(), origin=origin, label=caller.label), kept, durable)
     cost = pixel_steps(job.plan)
     spent = await services.quotas.spend(caller, cost)
     try:
-        accepted = await _queue(record, services, idempotency, callback_url, followed=followed, durable=keep)
+        accepted = await _queue(record, services, idempotency, callback_url, followed=followed)
     except BaseException:
         await services.quotas.give_back(caller, cost, spent)
         raise
@@ -154,11 +154,10 @@ async def _queue(
     callback_url: str | None,
     *,
     followed: bool,
-    durable: bool,
 ) -> Record:
     """Queue a new job; the one that its key stands for already where another process was faster."""
     if record.kept:
-        accepted = await services.keeper.accept(record, idempotency, callback_url, followed=followed, durable=durable)
+        accepted = await services.keeper.accept(record, idempotency, callback_url, followed=followed)
         if callback_url is not None:
             services.callbacks.look_after(accepted.job.result)
         return accepted

@@ -166,7 +166,7 @@ def _from_base64(text: str, field: str) -> bytes:
     try:
         for at in range(first, len(text), _WINDOW):
             part = text[at : at + _WINDOW]
-            # Padding ends a text, and a window too.
+            # Padding may only end the whole text. One more sign makes an earlier window with padding invalid too.
             data.write(base64.b64decode(part + "=" * ("=" in part and at + _WINDOW < len(text)), validate=True))
     except (binascii.Error, ValueError) as error:
         raise InvalidInputError(f"{field} is not base64: {error}", field=(field,)) from error

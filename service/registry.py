@@ -20,11 +20,13 @@ class Record:
         job: The job.
         rendering: How its pictures are wanted.
         kept: Whether the store has it.
+        durable: Whether its client was promised that it outlives a crash; else it ends with its request.
     """
 
     job: Job
     rendering: Rendering = field(default_factory=Rendering)
     kept: bool = False
+    durable: bool = True
 
 
 class Registry:

@@ -11,8 +11,7 @@ from pathlib import Path
 import httpx
 
 SHAPES = Path(__file__).with_name("shapes.toml")
-# Workers of a busy machine load PyTorch one beside the other.
-READY_S = 240
+READY_S = 120
 
 
 @dataclass

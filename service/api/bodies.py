@@ -7,75 +7,25 @@ the request's job is taken in (:func:`let_go`), or with the request.
 
 import asyncio
 import contextlib
-import errno
-import tempfile
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from http import HTTPStatus
-from typing import IO, Any, Final
+from tempfile import SpooledTemporaryFile
+from typing import Any, Final
 
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
+from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
 from service import strict_json
 from service.body_limit import forget
 from service.services import Services
+from service.store.port import NO_SPACE
 
 LARGE_BYTES: Final = 256 << 10
 """Of a body that waits on disk for its turn; smaller ones stay in memory and wait for nobody."""
-_NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT)
 # What FastAPI sees of a body: it asks only whether there is one.
 _SOME: Final = b"{"
-
-
-class _Kept:
-    """A body: in memory while it is small, then in a file that has no name."""
-
-    def __init__(self) -> None:
-        self.size = 0
-        self._end = bytearray()
-        self._file: IO[bytes] | None = None
-
-    async def add(self, chunk: bytes) -> None:
-        """Append what came.
-
-        Raises:
-            HTTPException: 507 where the disk is full.
-        """
-        self.size += len(chunk)
-        self._end += chunk
-        if len(self._end) > LARGE_BYTES:
-            end, self._end = self._end, bytearray()
-            try:
-                await asyncio.to_thread(self._write, end)
-            except OSError as error:
-                if error.errno not in _NO_SPACE:
-                    raise
-                detail = "the disk is full: there is no space for the body until it is read"
-                raise HTTPException(HTTPStatus.INSUFFICIENT_STORAGE, detail) from error
-
-    def _write(self, part: bytearray) -> None:
-        if self._file is None:
-            self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by drop
-        self._file.write(part)
-
-    def taken(self) -> bytes:
-        """All of it, once. Not for the event loop where it is large."""
-        if self._file is None:
-            return bytes(self._end)
-        self._file.write(self._end)
-        self._end.clear()
-        self._file.seek(0)
-        whole = self._file.read()
-        self.drop()
-        return whole
-
-    def drop(self) -> None:
-        """Free what it takes."""
-        self._end.clear()
-        if self._file is not None:
-            self._file.close()
-            self._file = None
 
 
 class BoundedRequest(Request):
@@ -83,7 +33,9 @@ class BoundedRequest(Request):
 
     def __init__(self, *given: Any, **named: Any) -> None:
         super().__init__(*given, **named)
-        self._kept = _Kept()
+        # As a form's files are kept: in memory while it is small, then in a file without a name.
+        spooled: Any = SpooledTemporaryFile(LARGE_BYTES)  # noqa: SIM115 - closed by let_go
+        self._kept = UploadFile(spooled, size=0)
         self._seen: bytes | None = None
         self._turn = contextlib.AsyncExitStack()
 
@@ -110,16 +62,26 @@ class BoundedRequest(Request):
             async for chunk in self.stream():
                 seen = seen or chunk[:1]
                 if is_json:
-                    await self._kept.add(chunk)
+                    await self._keep(chunk)
             self._seen = seen and _SOME
         return self._seen
+
+    async def _keep(self, chunk: bytes) -> None:
+        try:
+            await self._kept.write(chunk)
+        except OSError as error:
+            if error.errno not in NO_SPACE:
+                raise
+            detail = "the disk is full: there is no space for the body until it is read"
+            raise HTTPException(HTTPStatus.INSUFFICIENT_STORAGE, detail) from error
 
     async def json(self) -> Any:
         """The body's value; see :func:`service.strict_json.parse` for what is raised."""
         if not hasattr(self, "_json"):
             await self.body()
-            await self.enter(self._kept.size)
-            if self._kept.size > LARGE_BYTES:
+            size = self._kept.size or 0
+            await self.enter(size)
+            if size > LARGE_BYTES:
                 services: Services = self.app.state.services
                 self._json = await services.decoded(self._parsed)
             else:
@@ -127,7 +89,11 @@ class BoundedRequest(Request):
         return self._json
 
     def _parsed(self) -> Any:
-        return strict_json.parse(self._kept.taken())
+        """Not for the event loop where it is large."""
+        with self._kept.file as file:
+            file.seek(0)
+            text = file.read()
+        return strict_json.parse(text)
 
     async def enter(self, size: int) -> None:
         """Wait until a body of so many bytes may be read."""
@@ -137,7 +103,7 @@ class BoundedRequest(Request):
 
     async def let_go(self) -> None:
         """End the turn, and forget the body."""
-        self._kept.drop()
+        self._kept.file.close()
         if isinstance(value := getattr(self, "_json", None), dict):
             # FastAPI refers to it until the request is answered.
             value.clear()

@@ -107,7 +107,6 @@ class Keeper:
         callback_url: str | None = None,
         *,
         followed: bool = False,
-        durable: bool = True,
     ) -> Record:
         """Take a job in for good: it is in the store when this returns. A key that stands for it already finds it.
 
@@ -116,7 +115,6 @@ class Keeper:
             idempotency: The client's key, if it sent one.
             callback_url: Where its end is told, if anywhere; that is owed from now on.
             followed: Whether somebody will listen to its events from the first one on.
-            durable: Whether its client was promised that it outlives a crash; else it ends with its request.
 
         Raises:
             IdempotencyError: The key stands for another request.
@@ -132,7 +130,7 @@ class Keeper:
         here = worker or self._watcher
         here.expect(record)
         try:
-            lease = await self._add(record, idempotency, callback_url, followed=followed, durable=durable)
+            lease = await self._add(record, idempotency, callback_url, followed=followed)
         except KeyTakenError as error:
             here.forget(record)
             return await self._standing_for(error.winner, idempotency)
@@ -145,7 +143,7 @@ class Keeper:
                 # Its dialect asks for it by who sent it, not by its id.
                 self._registry.add(record)
             # Whoever waits for the end alone does not hear where it stands in the queue.
-            return await self._watcher.watch(record, look=followed or durable)
+            return await self._watcher.watch(record, look=followed or record.durable)
         try:
             worker.run(record, lease)
         except Exception as error:
@@ -171,14 +169,13 @@ class Keeper:
         callback_url: str | None,
         *,
         followed: bool,
-        durable: bool,
     ) -> Lease | None:
         """Put a job into the store; the lease of this process's worker, if it has one."""
         source, artifacts = record.job.source, {}
         if source is not None:
             blob = await asyncio.to_thread(write_source, source)
-            artifacts[SOURCE] = await self.storage.artifacts.put(blob, durable=durable)
-        stored = stored_of(record, idempotency, artifacts, callback_url, durable=durable)
+            artifacts[SOURCE] = await self.storage.artifacts.put(blob, durable=record.durable)
+        stored = stored_of(record, idempotency, artifacts, callback_url)
         if self._worker is not None:
             return await self.storage.store.add(stored, self._worker.id)
         until = time.time() + WATCH_FOR_S if followed else None

@@ -20,7 +20,6 @@ class Kept:
     Args:
         record: The job; its snapshots and its end come here.
         lease: The right to write to it; None until the store has it.
-        durable: Whether its files must outlive a crash.
 
     Attributes:
         started: Whether the store was told that it runs.
@@ -31,8 +30,8 @@ class Kept:
         stirred: Set when there is something to write.
     """
 
-    def __init__(self, record: Record, lease: Lease | None = None, *, durable: bool = True) -> None:
-        self.record, self.durable = record, durable
+    def __init__(self, record: Record, lease: Lease | None = None) -> None:
+        self.record = record
         self._lease = lease
         self._loop = asyncio.get_running_loop()
         self.started = False

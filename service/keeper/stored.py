@@ -27,8 +27,6 @@ def stored_of(
     idempotency: Idempotency | None,
     artifacts: Mapping[str, str],
     callback_url: str | None,
-    *,
-    durable: bool = True,
 ) -> JobRecord:
     """A job that was just accepted, as the store gets it.
 
@@ -37,7 +35,6 @@ def stored_of(
         idempotency: The client's key, if it sent one.
         artifacts: What came with the request, name → content address.
         callback_url: Where its end is told; None for nowhere.
-        durable: Whether it must outlive a crash.
     """
     job = record.job
     names = leaf_names(leaves(job.expression))
@@ -59,7 +56,7 @@ def stored_of(
         label=record.rendering.label,
         weight=job.weight,
         message=None if callback_url is None else Message(callback_url),
-        durable=durable,
+        durable=record.durable,
     )
 
 
@@ -89,7 +86,7 @@ def record_of(stored: JobRecord, fence: int | None = None) -> Record:
         # Where it runs here, its engine says when.
         started=_started(stored) if fence is None else 0.0,
     )
-    return Record(job, rendering, kept=True)
+    return Record(job, rendering, kept=True, durable=stored.durable)
 
 
 def _started(stored: JobRecord) -> float:

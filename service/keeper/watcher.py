@@ -184,16 +184,16 @@ class Watcher:
 
     async def _tell_places(self, glances: Mapping[str, Glance]) -> None:
         """Tell where in the queue the jobs are that wait and are listened to, or of which nothing was told yet."""
-        queued = [
+        queued = {
             record.job
             for job_id, record in self._watched.items()
             if job_id in glances and glances[job_id].state is JobState.QUEUED
-        ]
-        untold = [
+        }
+        untold = {
             record.job
             for record in self._watched.values()
             if not record.job.channel.newer(0) and (record.job in queued or record.job.channel.watched)
-        ]
+        }
         now = time.monotonic()
         # The queue may be long, and news come often.
         if not (untold or (queued and now >= self._placed + self._rhythm.watch_s)):
@@ -203,7 +203,7 @@ class Watcher:
         # Those that a worker has taken, but not begun, come before those that none has.
         taken = sorted((job for job in queued if job.id not in order), key=lambda job: job.created)
         places = {job_id: place for place, job_id in enumerate([*(job.id for job in taken), *order])}
-        for job in {*untold, *queued}:
+        for job in untold | queued:
             place = places.get(job.id, 0)
             if place not in [event.payload for event in job.channel.newer(0) if event.kind == "queued"]:
                 job.channel.publish("queued", place)

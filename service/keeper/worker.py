@@ -199,7 +199,7 @@ class Worker:
             return
         try:
             blob = await asyncio.to_thread(write_snapshot, snapshot)
-            address = await self._storage.artifacts.put(blob, durable=kept.durable)
+            address = await self._storage.artifacts.put(blob, durable=kept.record.durable)
             await self._storage.store.checkpoint(kept.lease, Checkpoint(address, snapshot.index))
         except (StoreUnavailableError, DiskFullError) as error:
             self._storage.note(error)
@@ -234,7 +234,7 @@ class Worker:
             fault = fault_of(how, reference=f"job id {job.id}")
             return Ending(JobState.FAILED, Failure(fault.detail, int(fault.status)), step=job.index)
         blob = await asyncio.to_thread(write_outcome, how)
-        address = await self._storage.persisted(lambda: self._storage.artifacts.put(blob, durable=kept.durable))
+        address = await self._storage.persisted(lambda: self._storage.artifacts.put(blob, durable=kept.record.durable))
         return Ending(JobState.COMPLETED, artifacts={OUTCOME: address}, step=job.index)
 
     def _drop(self, kept: Kept, why: Exception) -> None:
@@ -375,7 +375,7 @@ class Worker:
             ending = Ending(JobState.FAILED, Failure(str(error), 500))
             await self._storage.store.finish(claim.lease, ending, time.time())
             return None
-        kept = self._kept[record.job.id] = Kept(record, claim.lease, durable=claim.record.durable)
+        kept = self._kept[record.job.id] = Kept(record, claim.lease)
         record.job.channel.attended = claim.watched
         self._tasks.spawn(self._write(kept))
         return kept, claim.record

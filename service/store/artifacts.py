@@ -6,7 +6,6 @@ that no job refers to. Whoever lets a job refer to a file stores it just before,
 """
 
 import asyncio
-import errno
 import fcntl
 import hashlib
 import os
@@ -20,10 +19,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from service.store.port import DiskFullError, StoreError, StoreUnavailableError
+from service.store.port import NO_SPACE, DiskFullError, StoreError, StoreUnavailableError
 
 _ADDRESS: Final = re.compile(r"[0-9a-f]{64}")
-_FULL: Final = {errno.ENOSPC, errno.EDQUOT}
 
 
 class UnknownArtifactError(Exception):
@@ -346,7 +344,7 @@ def _told() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _FULL:
+        if error.errno in NO_SPACE:
             detail = "the disk of the artifacts is full; free some space, or keep finished jobs for a shorter time"
             raise DiskFullError(detail) from error
         raise StoreUnavailableError(f"artifacts cannot be written or read: {error.strerror or error}") from error

@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 import sqlalchemy as sa
 from sqlalchemy import event
-from sqlalchemy.exc import DBAPIError, InterfaceError, InvalidatePoolError, OperationalError
+from sqlalchemy.exc import DBAPIError, InterfaceError, InvalidatePoolError, InvalidRequestError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
@@ -265,6 +265,11 @@ async def told() -> AsyncIterator[None]:
         yield
     except (OSError, TimeoutError, PoolTimeoutError) as error:
         raise StoreUnavailableError("the store cannot be reached; try again") from error
+    except InvalidRequestError as error:
+        # What SQLAlchemy says where the server closed each connection that was tried (see _refuse_closed).
+        if str(error) != "This connection is closed":
+            raise
+        raise StoreUnavailableError("the store cannot be reached, or is busy; try again") from error
     except DBAPIError as error:
         if getattr(error.orig, "sqlstate", None) == "53100" or "disk is full" in str(error.orig):
             raise DiskFullError(_DISK_FULL) from error

@@ -8,6 +8,7 @@ differ cost work that is done twice, never a wrong result.
 A method that raises :class:`StoreUnavailableError` may have happened or not; all of them can be called again.
 """
 
+import errno
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -78,6 +79,10 @@ class StoreUnavailableError(StoreError):
 
 class DiskFullError(StoreError):
     """There is no space left to write; an operator must free some, or keep less."""
+
+
+NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+"""What the system says of a full disk."""
 
 
 @dataclass(frozen=True, slots=True)

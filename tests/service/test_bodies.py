@@ -5,6 +5,7 @@ import base64
 import contextlib
 import errno
 import json
+import tempfile
 import threading
 import time
 import tracemalloc
@@ -16,7 +17,6 @@ from PIL import Image
 
 from pipelines.catalog import Catalog
 from service import orders
-from service.api import bodies
 from service.app import create_app
 from service.engine.engine import Engine
 from service.room import Room
@@ -170,10 +170,10 @@ def test_pictures_are_decoded_one_at_a_time(models, monkeypatch):
 
 
 def test_a_full_disk_refuses_a_large_body_and_no_small_one(models, monkeypatch):
-    def full():
+    def full(**_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(bodies.tempfile, "TemporaryFile", full)
+    monkeypatch.setattr(tempfile, "TemporaryFile", full)
     app = create_app(Settings(database="memory:"), catalog=Catalog.of(models))
 
     async def scene():

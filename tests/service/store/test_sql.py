@@ -504,6 +504,20 @@ async def test_who_waits_for_a_bell_outlives_a_connection_that_is_lost_as_it_beg
     assert told == [False, False, True, True]
 
 
+async def test_connections_that_are_closed_as_soon_as_they_are_made_are_told_as_a_store_out_of_reach(postgres_url):
+    store = await open_sql_store(postgres_url)
+
+    def closed(*_):
+        raise sa.exc.InvalidatePoolError
+
+    sa.event.listen(store._engine.sync_engine, "checkout", closed)
+    with pytest.raises(StoreUnavailableError, match="cannot be reached"):
+        await store.backlog("a")
+    sa.event.remove(store._engine.sync_engine, "checkout", closed)
+    assert (await store.backlog("a")).waiting_jobs == 0
+    await store.close()
+
+
 async def test_a_lost_connection_to_postgres_costs_one_ring_and_no_job(postgres_url):
     store, other = await open_sql_store(postgres_url), await open_sql_store(postgres_url)
     kill = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> $1"
