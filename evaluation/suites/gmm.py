@@ -119,6 +119,8 @@ def _settings() -> list[Setting]:
             found += [Setting(problem, d, calibrated, 20, k) for k in (1, 4, 16)]
             found += [Setting(problem, d, calibrated, 100)]
     found += [Setting("product", d, calibrated, 100, 16) for d in (2, 64)]
+    # Whether it is the particles that limit the line before.
+    found += [Setting("product", 2, calibrated, 100, 64)]
     return found
 
 
