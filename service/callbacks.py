@@ -29,6 +29,7 @@ from service.outbound import NoAnswerError, PrivateAddressError, Resolve, post, 
 from service.settings import SECRET_PREFIX
 from service.store.port import Store, StoreError, UnknownJobError
 from service.store.records import JobRecord, Message
+from service.tasks import happens
 
 _LOG: Final = logging.getLogger(__name__)
 _TIMEOUT_S: Final = 10.0
@@ -170,8 +171,7 @@ class Callbacks:
                 _LOG.warning("what is owed cannot be read: %s", error)
             except Exception:
                 _LOG.exception("callbacks cannot be sent")
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stirred.wait(), _LOOK_EVERY_S)
+            await happens(self._stirred, _LOOK_EVERY_S)
 
     async def _begin(self) -> None:
         """Begin to send what is due, a few at once; whoever is done looks for more."""

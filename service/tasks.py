@@ -1,12 +1,24 @@
-"""Tasks that nobody awaits one by one: held here until they are done, as asyncio itself holds them only weakly."""
+"""Tasks that nobody awaits one by one, held until they are done, and waiting for an event for a while."""
 
 import asyncio
+import contextlib
 from collections.abc import Coroutine, Iterator
 from typing import Any
 
 
+async def happens(event: asyncio.Event, within_s: float) -> bool:
+    """Wait for an event; whether it came in time.
+
+    Not by asyncio.wait_for: in Python 3.11 a task that is cancelled at the moment in which the event comes would go on.
+    """
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(within_s):
+            await event.wait()
+    return event.is_set()
+
+
 class Tasks:
-    """The tasks that run now; iterating gives those."""
+    """The tasks that run now; iterating gives those. asyncio itself holds them only weakly."""
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[None]] = set()

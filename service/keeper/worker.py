@@ -34,7 +34,7 @@ from service.loading import Models
 from service.registry import Record
 from service.store.port import Bell, DiskFullError, LostLeaseError, StoreUnavailableError, Topic
 from service.store.records import Checkpoint, Claim, Ending, Failure, JobRecord, JobState, Lease, Progress, Wants
-from service.tasks import Tasks
+from service.tasks import Tasks, happens
 
 _LOG: Final = logging.getLogger(__name__)
 _CLAIMED_AT_ONCE: Final = 8
@@ -325,8 +325,7 @@ class Worker:
         """Take up jobs that nobody has, while there is room."""
         # Loading may take longer than the service lives.
         while not (ready.is_set() or self._stopping):
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(ready.wait(), self._rhythm.beat_s)
+            await happens(ready, self._rhythm.beat_s)
         async with self._storage.store.listen(Topic.WORK) as self._bell:
             while not self._stopping:
                 try:

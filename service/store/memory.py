@@ -34,6 +34,7 @@ from service.store.records import (
     cursor_of,
     place_of,
 )
+from service.tasks import happens
 
 
 class LocalBell:
@@ -57,12 +58,9 @@ class LocalBell:
 
     async def wait(self, timeout_s: float) -> bool:
         """Wait for a ring since the last call; False where none came in time."""
-        try:
-            await asyncio.wait_for(self._rung.wait(), timeout_s)
-        except TimeoutError:
-            return False
+        rung = await happens(self._rung, timeout_s)
         self._rung.clear()
-        return True
+        return rung
 
 
 class MemoryStore:

@@ -21,6 +21,7 @@ from service.keeper.storage import Storage
 from service.loading import Models, ModelState
 from service.registry import Record
 from service.store.port import DiskFullError, StoreUnavailableError
+from service.tasks import happens
 from service.workers.crew import Crew
 from service.workers.presence import Family, everybody, merged, rates_of
 from service.workers.scaling import backlog_seconds
@@ -168,8 +169,7 @@ class Pool:
                 self._storage.note(error)
             except Exception:
                 _LOG.exception("the workers cannot be looked for")
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stopping.wait(), _LOOK_EVERY_S)
+            await happens(self._stopping, _LOOK_EVERY_S)
 
     async def _look_once(self) -> None:
         storage, now = self._storage, time.time()

@@ -1,7 +1,6 @@
 """A worker's process: an engine that computes what waits in the store, and tells of itself."""
 
 import asyncio
-import contextlib
 import logging
 import math
 import time
@@ -20,6 +19,7 @@ from service.store.artifacts import open_artifacts
 from service.store.opening import open_store
 from service.store.port import StoreError, StoreUnavailableError
 from service.store.records import Presence
+from service.tasks import happens
 from service.tracing import Tracing
 from service.workers.presence import SILENT_S, everybody, rates_of, write_presence
 from service.workers.scaling import Load, backlog_seconds
@@ -139,9 +139,7 @@ class WorkerProcess:
 
     async def _stops_within(self, seconds: float) -> bool:
         """Wait, but not beyond the end. Nothing is cut off in a transaction."""
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._stop.wait(), seconds)
-        return self._stop.is_set()
+        return await happens(self._stop, seconds)
 
 
 def touch(file: Path) -> None:

@@ -5,6 +5,7 @@ import base64
 import json
 import threading
 import time
+from concurrent.futures import Future
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -24,6 +25,7 @@ from service.store.memory import MemoryStore
 from service.store.port import StoreUnavailableError
 from service.store.records import Message
 from tests.service.store.made import DONE, job
+from tests.waits import soon
 
 SECRET = "whsec_" + base64.b64encode(bytes(range(32))).decode()
 AND = "/v1/superpose/and"
@@ -355,9 +357,28 @@ def test_messages_go_out_a_few_at_a_time():
                     await asyncio.sleep(0.01)
             await sender.callbacks.close()
 
-        asyncio.run(send())
+        soon(send(), 20)
         assert len(receiver.taken) == 20
         assert most == [8]
+
+
+@pytest.mark.parametrize("turns", range(5))
+def test_closing_ends_a_sender_that_is_stirred_at_the_same_moment(turns):
+    sender = Sender("hooks.example")
+
+    async def play():
+        sender.callbacks.start(sender.store, sender._say)
+        for _ in range(5):
+            await asyncio.sleep(0)
+        over = Future()
+        sender.callbacks.look_after(over)
+        over.set_result(None)
+        # However far the news has come.
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await sender.callbacks.close()
+
+    soon(play())
 
 
 @pytest.mark.parametrize(
