@@ -146,9 +146,9 @@ def test_the_wire_and_the_scheduler_never_touch_torch(path):
 
 @pytest.mark.parametrize("path", files("service/store/**/*.py"))
 def test_the_store_knows_neither_the_wire_nor_the_science(path):
-    """Of the service it knows turns, priorities and what a key is alone, so that any process may remember with it."""
+    """Of the service it knows turns, priorities, what a key is and how to wait, so any process may remember with it."""
     known = {module for module in imports(path) if module.split(".")[0] in {"service", "pipelines"}}
-    order = {"service.engine.turns", "service.engine.scheduler", "service.callers"}
+    order = {"service.engine.turns", "service.engine.scheduler", "service.callers", "service.tasks"}
     assert not {module for module in known if not module.startswith(("service.store", *order))}
     assert not roots(path) & {"torch", "fastapi", "starlette", "pydantic"}
 
