@@ -12,28 +12,25 @@ import base64
 import contextlib
 import io
 import json
-import multiprocessing
 import os
 import socket
-import statistics
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache, partial
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Final
 
 import httpx
 import numpy as np
-import psutil
 from PIL import Image
 
 from benchmarks.harness import arguments, report, table
+from benchmarks.watching import Seen, watched
 
 PORT: Final = 8959
 URL: Final = f"http://127.0.0.1:{PORT}"
@@ -46,7 +43,6 @@ AT_ONCE: Final = 6
 BODY_BYTES: Final = 30_000_000
 LORIS: Final = 200
 SETTLE_S: Final = 4.0
-HEALTH_EVERY_S: Final = 0.02
 JSON: Final = {"Content-Type": "application/json"}
 ASYNC: Final = {"Prefer": "respond-async"}
 BODY: Final = {"components": ["a red circle", "a blue star"], "steps": 3}
@@ -118,44 +114,14 @@ async def press() -> Crowd:
     return crowd
 
 
-def watch(pid: int, pipe: Connection) -> None:
-    """In a process of its own: /healthz and the server's memory, until something is received.
-
-    Sends None when it begins, and all that it saw at the end.
-    """
-    server, seconds, resident = psutil.Process(pid), [], []
-    pipe.send(None)
-    with httpx.Client(base_url=URL, timeout=60) as client:
-        while not pipe.poll():
-            start = time.perf_counter()
-            client.get("/healthz").raise_for_status()
-            seconds.append(time.perf_counter() - start)
-            resident.append(server.memory_info().rss / 2**20)
-            time.sleep(HEALTH_EVERY_S)
-    pipe.send((seconds, resident))
-
-
-@contextlib.contextmanager
-def watched(pid: int, told: dict[str, float]) -> Iterator[None]:
-    """Watch the server for a while."""
-    context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe()
-    watcher = context.Process(target=watch, args=(pid, there))
-    watcher.start()
-    here.recv()
-    try:
-        yield
-    finally:
-        here.send(None)
-        seconds, resident = here.recv()
-        watcher.join(60)
-    cuts = statistics.quantiles(seconds, n=100)
-    told |= {
-        "healthz": len(seconds),
-        "healthz_p50_ms": 1e3 * cuts[49],
-        "healthz_p99_ms": 1e3 * cuts[98],
-        "healthz_max_ms": 1e3 * max(seconds),
-        "resident_highest_mb": max(resident),
+def told_of(seen: Seen) -> dict[str, float]:
+    """A phase's numbers of /healthz and of memory."""
+    return {
+        "healthz": len(seen.seconds),
+        "healthz_p50_ms": 1e3 * seen.slowest(50),
+        "healthz_p99_ms": 1e3 * seen.slowest(99),
+        "healthz_max_ms": 1e3 * max(seen.seconds),
+        "resident_highest_mb": max(seen.resident_mb),
     }
 
 
@@ -240,16 +206,17 @@ HOSTILE: Final[Mapping[str, Callable[[], Counter[str]]]] = {
 
 def phase(pid: int, hostile: Callable[[], Counter[str]], idle_mb: float) -> dict[str, Any]:
     """The crowd, beside others."""
-    told: dict[str, Any] = {}
     ended: Counter[str] = Counter()
     beside = threading.Thread(target=lambda: ended.update(hostile()))
-    with watched(pid, told):
+    with watched(URL, pid) as seen:
         start = time.monotonic()
         beside.start()
         crowd = asyncio.run(press())
         beside.join()
-        told["seconds"] = time.monotonic() - start
+        seconds = time.monotonic() - start
+    told = told_of(seen)
     return told | {
+        "seconds": seconds,
         "statuses": dict(crowd.statuses),
         "second_try": crowd.second_try,
         "refused_once": sum(tries > 1 for tries in crowd.tries) + crowd.gave_up,
@@ -289,9 +256,9 @@ def main() -> None:
         wait_ready()
         httpx.post(f"{URL}/v1/superpose/and", json=BODY, timeout=WITHIN_S).raise_for_status()
         time.sleep(SETTLE_S)
-        quiet: dict[str, Any] = {}
-        with watched(server.pid, quiet):
+        with watched(URL, server.pid) as seen:
             time.sleep(SETTLE_S)
+        quiet = told_of(seen)
         idle_mb = quiet["resident_highest_mb"]
         phases = {}
         for name, hostile in HOSTILE.items():

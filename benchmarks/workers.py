@@ -15,12 +15,12 @@ import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from multiprocessing.connection import Connection
 from tempfile import TemporaryDirectory
 
 import httpx
 
 from benchmarks.harness import arguments, medians, report, table
+from benchmarks.watching import watched
 
 WAYS: Mapping[str, tuple[str, ...]] = {
     "embedded": (),
@@ -30,15 +30,14 @@ WAYS: Mapping[str, tuple[str, ...]] = {
 BODY = {"components": [{"prompt": text, "model": "shapes"} for text in ("a red circle", "a blue star")]}
 CLIENTS, EACH = 16, 8
 ALONE = 20
-LOOK_EVERY_S = 0.02
 READY_S, ANSWER_S, LOADED_S = 180.0, 300.0, 30.0
 # Rows that are in the network at once where all clients' requests are, and for how long it is measured.
 ROWS, RAW_S = 3 * CLIENTS, 10.0
 
 
 @contextmanager
-def service(port: int, database: str, folder: str, *options: str) -> Iterator[httpx.Client]:
-    """A running service, its workers ready."""
+def service(port: int, database: str, folder: str, *options: str) -> Iterator[tuple[httpx.Client, int]]:
+    """A client of a running service, its workers ready, and the id of the API's process."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "SUPERDIFF_STATE": folder, "SUPERDIFF_DATABASE": database}
     command = [sys.executable, "-m", "service.cli", "serve", "--port", str(port), *options]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -50,7 +49,7 @@ def service(port: int, database: str, folder: str, *options: str) -> Iterator[ht
                 if time.monotonic() > end:
                     raise RuntimeError(f"serve {' '.join(options)} is not ready")
                 time.sleep(0.1)
-            yield client
+            yield client, process.pid
     finally:
         process.terminate()
         process.wait()
@@ -88,36 +87,14 @@ def crowd(client: httpx.Client) -> float:
     return CLIENTS * EACH / (time.perf_counter() - began)
 
 
-def look(url: str, pipe: Connection) -> None:
-    """In a process of its own: ask for /healthz until something is received; sends None first, at the end all waits."""
-    seconds = []
-    with httpx.Client(base_url=url, timeout=ANSWER_S) as client:
-        client.get("/healthz").raise_for_status()
-        pipe.send(None)
-        while not pipe.poll(LOOK_EVERY_S):
-            began = time.perf_counter()
-            client.get("/healthz").raise_for_status()
-            seconds.append(time.perf_counter() - began)
-    pipe.send(seconds)
-
-
-def health_in_a_crowd(client: httpx.Client) -> float:
+def health_in_a_crowd(client: httpx.Client, pid: int) -> float:
     """The 99th of a hundred waits for /healthz while several clients ask, in seconds.
 
     Measured beside a crowd of its own: the looks take processors that the workers would use.
     """
-    spawn = multiprocessing.get_context("spawn")
-    here, there = spawn.Pipe()
-    looking = spawn.Process(target=look, args=(str(client.base_url), there))
-    looking.start()
-    here.recv()
-    try:
+    with watched(str(client.base_url), pid) as seen:
         crowd(client)
-    finally:
-        here.send(None)
-        seconds: list[float] = here.recv()
-        looking.join()
-    return statistics.quantiles(seconds, n=100)[98]
+    return seen.slowest(99)
 
 
 def forwards(rows: int, start: float, seconds: float) -> float:
@@ -158,12 +135,12 @@ def main() -> None:
         for repeat in range(given.repeats):
             for place, (name, options) in enumerate(WAYS.items()):
                 database = postgres.create(f"w{repeat}_{place}")
-                with service(8970 + place, database, f"{folder}/{repeat}{place}", *options) as client:
+                with service(8970 + place, database, f"{folder}/{repeat}{place}", *options) as (client, pid):
                     one_by_one(client, 2)
                     numbers = {
                         "request of 5 steps alone, ms": 1e3 * one_by_one(client, 5),
                         "pictures a second, 16 clients": crowd(client),
-                        "/healthz meanwhile, p99, ms": 1e3 * health_in_a_crowd(client),
+                        "/healthz meanwhile, p99, ms": 1e3 * health_in_a_crowd(client, pid),
                     }
                 numbers["rows a second of the bare network"] = bare(int(options[1]) if options else 1)
                 for what, value in numbers.items():
