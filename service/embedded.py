@@ -32,6 +32,7 @@ class Embedded:
     def __init__(self, engine: Engine, models: Models, registry: Registry, worker_id: str) -> None:
         self.engine = engine
         self._models, self._registry, self._id = models, registry, worker_id
+        self._keeper: Keeper | None = None
 
     @property
     def stopped(self) -> str | None:
@@ -87,11 +88,14 @@ class Embedded:
 
     async def start(self, keeper: Keeper) -> None:
         """Start the engine."""
+        self._keeper = keeper
         self.engine.start()
 
     async def stop(self, grace_s: float) -> None:
         """Take no more jobs, give those that run some seconds, and end."""
         await asyncio.to_thread(self.engine.stop, grace_s)
+        if self._keeper is not None:
+            await self._keeper.part(0.0, waiting=False)
 
 
 def worker_state(worker_id: str, engine: Engine, models: Models, trouble: str | None = None) -> WorkerState:

@@ -32,7 +32,7 @@ assert WHERE in {"sqlite", "postgres", "ray"}, f"SUPERDIFF_BEHIND is sqlite, pos
 LEFT_OUT = {"embedded": "only holds where API and engine are one process"}
 if WHERE == "ray":
     LEFT_OUT["process"] = "is about the process of superdiff serve"
-_embedded = service.app.create_app
+create_plain_app = service.app.create_app
 _numbers = itertools.count()
 _resources = contextlib.ExitStack()
 atexit.register(_resources.close)
@@ -90,9 +90,9 @@ def create_app(settings=None, *, catalog=None, engine=None, tracing=None):
     """As :func:`service.app.create_app`, over workers."""
     settings = settings or Settings()
     if engine is not None:
-        return _embedded(settings, catalog=catalog, engine=engine, tracing=tracing)
+        return create_plain_app(settings, catalog=catalog, engine=engine, tracing=tracing)
     settings = settings.model_copy(update={"workers": 0} | shared(settings.database))
-    app = _embedded(settings, catalog=catalog, tracing=tracing)
+    app = create_plain_app(settings, catalog=catalog, tracing=tracing)
     inner = app.router.lifespan_context
 
     @contextlib.asynccontextmanager

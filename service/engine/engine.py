@@ -94,7 +94,7 @@ class Engine:
             turned_away = self._scheduler.clear_waiting()
             self._wake.notify_all()
         for job in turned_away:
-            self._end(job, EngineStoppedError("the service is shutting down"))
+            self._end(job, EngineStoppedError())
 
     def stop(self, grace_s: float = 0.0) -> None:
         """Drain, give running jobs ``grace_s`` seconds, end the rest, and join the thread."""
@@ -213,7 +213,7 @@ class Engine:
         """
         with self._wake:
             if not self._open:
-                raise EngineStoppedError("the service is shutting down")
+                raise EngineStoppedError
             # A model that there is not is refused here, before the job has a place in the queue.
             self._executor.hold(job)
             try:

@@ -36,6 +36,9 @@ class DeadlineError(Exception):
 class EngineStoppedError(Exception):
     """The engine takes no more jobs, or ended before this one was done."""
 
+    def __init__(self, why: str = "the service is shutting down") -> None:
+        super().__init__(why)
+
 
 class Phase(StrEnum):
     """Where a job is; the last three are for good."""

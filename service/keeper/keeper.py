@@ -30,6 +30,7 @@ from service.tasks import Tasks
 
 _LOG: Final = logging.getLogger(__name__)
 _TASKS_AT_ONCE: Final = 1000
+_DISOWNED_WITHIN_S: Final = 5.0
 
 
 class Keeper:
@@ -73,6 +74,24 @@ class Keeper:
         """Take no more jobs in; those that there are go on."""
         self._stopping = True
 
+    async def part(self, within_s: float, *, waiting: bool) -> None:
+        """Answer whoever waits for a job that others compute: with its end if that is in time, else that it goes on.
+
+        A job that ends with its request is cancelled where it does not.
+
+        Args:
+            within_s: For how long ends are waited for.
+            waiting: Whether that is for jobs too that no worker has begun.
+        """
+        if self._opened is None:
+            return
+        left = await self._watcher.part(within_s, waiting=waiting)
+        disowned = [asyncio.create_task(self._disown(record.job.id)) for record in left if not record.durable]
+        if disowned:
+            await asyncio.wait(disowned, timeout=_DISOWNED_WITHIN_S)
+        for task in disowned:
+            task.cancel()
+
     async def stop(self) -> None:
         """Write what is left to write, within some seconds, and close the store; the engine has stopped."""
         if self._opened is None:
@@ -91,7 +110,7 @@ class Keeper:
     def storage(self) -> Storage:
         """Where jobs are kept; :class:`EngineStoppedError` before the start and after the end."""
         if self._opened is None:
-            raise EngineStoppedError("the service is shutting down")
+            raise EngineStoppedError
         return self._opened
 
     @property
@@ -156,7 +175,7 @@ class Keeper:
     def _refuse_all(self) -> None:
         """Refuse whatever comes while nothing can be taken in."""
         if self._stopping or (self._worker is not None and not self._worker.accepting):
-            raise EngineStoppedError("the service is shutting down")
+            raise EngineStoppedError
         trouble = self.storage.trouble
         if trouble is not None:
             # At once: who waits for a store that does not answer waits long, and others behind it.

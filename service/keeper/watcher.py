@@ -25,6 +25,7 @@ _LOG: Final = logging.getLogger(__name__)
 # For how long workers are asked to tell of a job's progress, and how long before the end they are asked again.
 WATCH_FOR_S: Final = 20.0
 _AGAIN_S: Final = 10.0
+_PART_EVERY_S: Final = 0.05
 
 
 class Watcher:
@@ -67,6 +68,29 @@ class Watcher:
         for record in list(self._watched.values()):
             self._drop(record)
         self._opened = None
+
+    async def part(self, within_s: float, *, waiting: bool) -> list[Record]:
+        """Let go of all jobs, and of those that end with their requests only once they are over, if that is in time.
+
+        Args:
+            within_s: For so long.
+            waiting: Whether that is for those too that no worker has begun.
+
+        Returns:
+            Those that were not over.
+        """
+        end = time.monotonic() + within_s
+        with contextlib.suppress(StoreUnavailableError):
+            await self._look()
+        while any(
+            record.job.decided or (not record.durable and (waiting or record.job.phase is not Phase.QUEUED))
+            for record in self._watched.values()
+        ) and (time.monotonic() < end):
+            await asyncio.sleep(_PART_EVERY_S)
+        left = list(self._watched.values())
+        for record in left:
+            self._drop(record, MovedError(MOVED) if record.durable else EngineStoppedError())
+        return left
 
     @property
     def records(self) -> list[Record]:
@@ -131,7 +155,7 @@ class Watcher:
     @property
     def _storage(self) -> Storage:
         if self._opened is None:
-            raise EngineStoppedError("the service is shutting down")
+            raise EngineStoppedError
         return self._opened
 
     async def _listen(self) -> None:
@@ -259,11 +283,11 @@ class Watcher:
             _LOG.error("what job %s made cannot be read: %s", stored.id, error)
             return LostFileError("the files of this job are lost; it was completed")
 
-    def _drop(self, record: Record) -> None:
-        """Follow a job no more."""
+    def _drop(self, record: Record, why: Exception | None = None) -> None:
+        """Follow a job no more; who waits for it hears why, or that it goes on elsewhere."""
         job = record.job
         for each in (self._watched, self._asked, self._heard):
             each.pop(job.id, None)
         job.settle()
         if not job.result.done():
-            job.leave(MovedError(MOVED))
+            job.leave(why or MovedError(MOVED))

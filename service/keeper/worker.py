@@ -162,7 +162,7 @@ class Worker:
     @property
     def _storage(self) -> Storage:
         if self._opened is None:
-            raise EngineStoppedError("the service is shutting down")
+            raise EngineStoppedError
         return self._opened
 
     async def _write(self, kept: Kept) -> None:

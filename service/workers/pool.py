@@ -28,6 +28,8 @@ from service.workers.scaling import backlog_seconds
 
 _LOG: Final = logging.getLogger(__name__)
 _LOOK_EVERY_S: Final = 1.0
+# What workers wrote last is still told.
+_LAST_ANSWERS_S: Final = 2.0
 
 
 class Pool:
@@ -135,10 +137,15 @@ class Pool:
     async def stop(self, grace_s: float) -> None:
         """Take no more jobs, and end this process's workers."""
         self._stopping.set()
+        until = time.monotonic() + grace_s
         if self._keeper is not None:
             self._keeper.drain()
         if self._crew is not None:
             await self._crew.stop(grace_s)
+        if self._keeper is not None:
+            # Workers that are not this process's take up what waits.
+            left = max(_LAST_ANSWERS_S, until - time.monotonic())
+            await self._keeper.part(left, waiting=self._crew is None)
         if self._looking is not None:
             # Nothing is cut off in a transaction.
             await self._looking

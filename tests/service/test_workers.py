@@ -24,6 +24,7 @@ from service.engine.events import Event
 from service.engine.job import Ask, Job, Point, Preview, Source
 from service.engine.metrics import Metrics
 from service.engine.scheduler import Limits, QueueFullError
+from service.keeper.errors import MovedError
 from service.keeper.keeper import Keeper
 from service.keeper.places import Places
 from service.keeper.storage import Storage
@@ -34,7 +35,7 @@ from service.settings import Settings
 from service.store.artifacts import open_artifacts
 from service.store.memory import MemoryStore
 from service.store.port import DiskFullError
-from service.store.records import Presence
+from service.store.records import Ending, Failure, JobState, Presence, Wants
 from service.workers.pool import Pool
 from service.workers.presence import read_presence, write_presence
 from service.workers.process import WorkerProcess
@@ -230,6 +231,64 @@ def test_workers_and_the_backlog_are_told(models):
             client.delete(answer.headers["location"])
 
 
+@pytest.mark.parametrize("waiting", [True, False], ids=["others compute", "nobody else does"])
+def test_an_api_that_ends_answers_whoever_waits(models, waiting):
+    """With the end of a job where it is in time; else that it goes on, or is not done, and then it is cancelled."""
+
+    async def answered():
+        store, keeper = MemoryStore(), Keeper(Registry(), None)
+        await keeper.start(store, open_artifacts("memory://"), Models(Catalog.of(models), preload=False))
+        names = {"done": False, "late": False, "queued": False, "kept": True}
+        jobs = {name: job(models, priority=9 - i) for i, name in enumerate(names)}
+        for name, durable in names.items():
+            await keeper.accept(Record(jobs[name], kept=True, durable=durable))
+        wants = Wants(jobs=2, rows=100, models=frozenset({"one"}), idle=True)
+        claims = await store.claim("w", wants, time.time())
+        assert [claim.record.id for claim in claims] == [jobs["done"].id, jobs["late"].id]
+        for claim in claims:
+            await store.start(claim.lease, time.time())
+
+        async def end_one():
+            await asyncio.sleep(0.2)
+            ending = Ending(JobState.FAILED, Failure("it went wrong", 500))
+            await store.finish(claims[0].lease, ending, time.time())
+
+        keeper.drain()
+        ends, began = asyncio.create_task(end_one()), time.monotonic()
+        await keeper.part(1.0, waiting=waiting)
+        took = time.monotonic() - began
+        await ends
+        after = {name: await store.get(each.id) for name, each in jobs.items()}
+        await keeper.stop()
+        return took, {name: jobs[name].result.exception(timeout=0) for name in names}, after
+
+    took, heard, after = asyncio.run(answered())
+    assert took >= 1
+    assert str(heard["done"]) == "it went wrong"
+    assert isinstance(heard["kept"], MovedError)
+    assert after["kept"].state is JobState.QUEUED
+    for name in ("late", "queued"):
+        assert str(heard[name]) == "the service is shutting down"
+    # Its worker hears of it at its next look.
+    assert (after["late"].state, after["late"].cancel_requested) == (JobState.RUNNING, True)
+    assert after["queued"].state is JobState.CANCELLED
+
+
+def test_an_api_that_ends_keeps_nobody_for_what_nobody_computes(models):
+    async def took():
+        store, keeper = MemoryStore(), Keeper(Registry(), None)
+        await keeper.start(store, open_artifacts("memory://"), Models(Catalog.of(models), preload=False))
+        for durable in (False, True):
+            await keeper.accept(Record(job(models), kept=True, durable=durable))
+        began = time.monotonic()
+        await keeper.part(30.0, waiting=False)
+        took = time.monotonic() - began
+        await keeper.stop()
+        return took
+
+    assert asyncio.run(took()) < 10
+
+
 def test_an_editor_sees_and_stops_what_a_worker_computes_for_it(models):
     """A1111's progress and interrupt name no job: who sent it finds it."""
     chosen = {"sd_model_checkpoint": "one"}
@@ -303,7 +362,8 @@ def test_a_worker_that_cannot_write_takes_no_jobs_until_it_can(models, tmp_path,
     async def fails(_):
         raise full
 
-    with TestClient(create_app(settings, catalog=catalog)) as client:
+    # Its worker is the only one, wherever other tests' services compute.
+    with TestClient(behind.create_plain_app(settings, catalog=catalog)) as client:
 
         def ready():
             return client.get("/readyz").json()
