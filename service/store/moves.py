@@ -134,7 +134,9 @@ def reaped(entry: Entry, now: float, rules: Rules) -> Entry:
     if record.cancel_requested:
         return _over(entry, JobState.CANCELLED, now)
     if record.deadline is not None and record.deadline <= now:
-        return _over(entry, JobState.FAILED, now, Failure("the job was not done within its time", 504))
+        # As an engine says it; the difference of two times of the clock has no more digits.
+        allowed = round(record.deadline - record.created, 3)
+        return _over(entry, JobState.FAILED, now, Failure(f"not done within {allowed:g} s", 504))
     if entry.worker is None:
         return entry
     if record.attempts >= rules.attempts:

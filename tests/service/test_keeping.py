@@ -140,7 +140,7 @@ def test_a_job_s_time_goes_on_while_no_process_runs(serve):
     time.sleep(max(0.0, began + 2 - time.monotonic()))
     with serve() as client:
         info = ended(client, path, 10)
-        assert (info["status"], info["error"]) == ("failed", "the job was not done within its time")
+        assert (info["status"], info["error"]) == ("failed", "not done within 2 s")
 
 
 def test_a_restart_does_not_forget_keys(serve):

@@ -366,7 +366,7 @@ async def test_late_jobs_fail_unless_a_worker_has_them(store):
     waiting, patient = await added(store, job(deadline=10.0), job(deadline=11.0))
     ended = await store.reap(10.0)
     assert [(record.id, record.state) for record in ended] == [(waiting, JobState.FAILED)]
-    assert ended[0].failure == Failure("the job was not done within its time", 504)
+    assert ended[0].failure == Failure("not done within 10 s", 504)
     assert await claimed(store, 10.5) == [patient]
     assert {record.id for record in await store.reap(50.0)} == {lease.job_id, patient}
 
