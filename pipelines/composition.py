@@ -26,8 +26,8 @@ MAX_SUBSETS: Final = 256
 """Subsets of its terms that one AtLeast may go through."""
 DEFAULT_SHARPNESS: Final = 0.03
 """λ of the soft AND, per nat."""
-DEFAULT_NOT_SCALE: Final = 0.2
-"""γ of NOT: guidance multiplies it, and a strong push spoils the picture."""
+DEFAULT_NOT_SCALE: Final = 0.5
+"""γ of NOT: guidance multiplies it. Less leaves some of what is not to be there, more spoils pictures (docs/evaluation.md)."""
 DECISIVE: Final = 100.0
 """Temperature of the OR inside XOR and AtLeast: one case is chosen early, or the cases' refusals would cancel."""
 
