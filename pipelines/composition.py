@@ -27,7 +27,7 @@ MAX_SUBSETS: Final = 256
 DEFAULT_SHARPNESS: Final = 0.03
 """λ of the soft AND, per nat."""
 DEFAULT_NOT_SCALE: Final = 0.5
-"""γ of NOT: guidance multiplies it. Less leaves some of what is not to be there, more spoils pictures (docs/evaluation.md)."""
+"""γ of NOT; guidance multiplies it. With less, what is not to be there is shown more often; more spoils pictures."""
 DECISIVE: Final = 100.0
 """Temperature of the OR inside XOR and AtLeast: one case is chosen early, or the cases' refusals would cancel."""
 
@@ -126,7 +126,7 @@ class Xor:
         terms: The components, two or more.
         biases: Head starts of the cases in nats: they add to the cases' log-densities; () for none.
         sharpness: λ of the soft ANDs.
-        scale: γ ≥ 0 of the NOTs.
+        scale: γ ≥ 0 of a case's NOTs together; each has an equal share of it, or many terms would spoil the picture.
     """
 
     terms: "tuple[Expression, ...]"

@@ -178,7 +178,8 @@ class _Compiler:
 
     def _xor(self, xor: Xor, terms: Sequence[int]) -> int:
         # Each term is refused by its own leaves' reference.
-        refused = [self._not(term, xor.scale, self._beneath(term)) for term in terms]
+        share = xor.scale / (len(terms) - 1)
+        refused = [self._not(term, share, self._beneath(term)) for term in terms]
         cases = [
             self._and([term, *(r for j, r in enumerate(refused) if j != i)], (), xor.sharpness)
             for i, term in enumerate(terms)

@@ -49,7 +49,12 @@ Sharpness = Annotated[
 
 Scale = Annotated[
     Real,
-    Field(ge=0, le=100, allow_inf_nan=False, description="γ of NOT, its strength; 0 gives the unconditional density."),
+    Field(
+        ge=0,
+        le=100,
+        allow_inf_nan=False,
+        description="γ of NOT, its strength, which the NOTs of a case of XOR share; 0 gives the unconditional density.",
+    ),
 ]
 
 

@@ -139,8 +139,10 @@ class Reference:
                 terms.append(reference(mix(betas[:-1], terms, 0.0)))
                 return mix(betas, terms, sum(b * term.log_q for b, term in zip(betas, terms, strict=True)))
             case Xor(biases=biases, sharpness=sharpness, scale=scale):
+                others = len(terms) - 1
                 cases = [
-                    both([t, *(opposite(o, scale) for o in terms if o is not t)], sharpness=sharpness) for t in terms
+                    both([t, *(opposite(o, scale / others) for o in terms if o is not t)], sharpness=sharpness)
+                    for t in terms
                 ]
                 return self.once(either(cases, [DECISIVE * b for b in biases], DECISIVE), terms)
             case AtLeast(count=count, sharpness=sharpness):

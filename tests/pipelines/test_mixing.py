@@ -123,7 +123,7 @@ def test_the_reference_of_several_models_is_the_mean_over_leaves():
 
 def test_exclusive_or_is_its_written_out_form():
     terms, biases = (A, Or((B, C)), And((N, D), sharpness=2.0)), (0.3, 0.0, -0.8)
-    cases = [And((t, *(Not(o, 0.7) for o in terms if o is not t)), sharpness=0.4) for t in terms]
+    cases = [And((t, *(Not(o, 0.35) for o in terms if o is not t)), sharpness=0.4) for t in terms]
     head_starts = tuple(DECISIVE * bias for bias in biases)
     same(Xor(terms, biases, 0.4, 0.7), Or(tuple(cases), DECISIVE, head_starts))
 
@@ -192,10 +192,11 @@ def test_programs_of_a_batch_do_not_see_each_other():
         kept = [*range(program.leaves), *range(m, m + program.references)]
         nodes = [*range(mixing.width, mixing.width + len(program.nodes))]
         for copy in (2 * i, 2 * i + 1):
-            torch.testing.assert_close(values[copy, kept + nodes], expected[0], rtol=1e-14, atol=1e-14)
+            # XOR's decisive OR multiplies what rounding makes of its cases' log-densities by 100.
+            torch.testing.assert_close(values[copy, kept + nodes], expected[0], rtol=1e-14, atol=1e-13)
             unused = sorted(set(range(values.shape[1])) - {*kept, *nodes})
             assert (values[copy, unused] == 0).all()
             tops = unfold(alone, own_weights)[0]
-            torch.testing.assert_close(rows[copy, : len(tops), kept], tops, rtol=1e-14, atol=1e-14)
+            torch.testing.assert_close(rows[copy, : len(tops), kept], tops, rtol=1e-14, atol=1e-13)
             assert (rows[copy, len(tops) :] == 0).all()
             assert (rows[copy, :, sorted(set(range(mixing.width)) - {*kept})] == 0).all()
