@@ -329,6 +329,9 @@ def test_an_editor_is_told_by_every_api_node_and_stops_at_any(models, tmp_path):
         def followed():
             return node.post("/internal/progress", json=task, headers=me).json()
 
+        # FastAPI prepares its routes at the first request, and not for two threads at once.
+        for each in (taker, node):
+            each.get("/sdapi/v1/progress")
         # A job of another dialect is none of the editor's.
         native = taker.post(AND, json=BODY | {"steps": 1000}, headers=me | {"Prefer": "respond-async"})
         first, second, others = draw(me, force_task_id="task(a)"), draw(me), draw(other)
