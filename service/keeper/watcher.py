@@ -77,17 +77,19 @@ class Watcher:
             waiting: Whether that is for those too that no worker has begun.
 
         Returns:
-            Those that were not over.
+            Those that were not over. The ends of the others are told soon.
         """
+
+        def hoped_for(record: Record) -> bool:
+            begun = record.job.phase is not Phase.QUEUED
+            return not (record.job.decided or record.durable) and (begun or waiting)
+
         end = time.monotonic() + within_s
         with contextlib.suppress(StoreUnavailableError):
             await self._look()
-        while any(
-            record.job.decided or (not record.durable and (waiting or record.job.phase is not Phase.QUEUED))
-            for record in self._watched.values()
-        ) and (time.monotonic() < end):
+        while time.monotonic() < end and any(map(hoped_for, self._watched.values())):
             await asyncio.sleep(_PART_EVERY_S)
-        left = list(self._watched.values())
+        left = [record for record in self._watched.values() if not record.job.decided]
         for record in left:
             self._drop(record, MovedError(MOVED) if record.durable else EngineStoppedError())
         return left

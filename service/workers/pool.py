@@ -28,8 +28,6 @@ from service.workers.scaling import backlog_seconds
 
 _LOG: Final = logging.getLogger(__name__)
 _LOOK_EVERY_S: Final = 1.0
-# What workers wrote last is still told.
-_LAST_ANSWERS_S: Final = 2.0
 
 
 class Pool:
@@ -144,8 +142,7 @@ class Pool:
             await self._crew.stop(grace_s)
         if self._keeper is not None:
             # Workers that are not this process's take up what waits.
-            left = max(_LAST_ANSWERS_S, until - time.monotonic())
-            await self._keeper.part(left, waiting=self._crew is None)
+            await self._keeper.part(until - time.monotonic(), waiting=self._crew is None)
         if self._looking is not None:
             # Nothing is cut off in a transaction.
             await self._looking

@@ -274,6 +274,29 @@ def test_an_api_that_ends_answers_whoever_waits(models, waiting):
     assert after["queued"].state is JobState.CANCELLED
 
 
+def test_an_api_that_ends_waits_for_jobs_that_others_may_take_up(models):
+    async def heard():
+        store, keeper = MemoryStore(), Keeper(Registry(), None)
+        await keeper.start(store, open_artifacts("memory://"), Models(Catalog.of(models), preload=False))
+        asked = job(models)
+        await keeper.accept(Record(asked, kept=True, durable=False))
+
+        async def taken_up():
+            await asyncio.sleep(0.3)
+            (claim,) = await store.claim(
+                "w", Wants(jobs=1, rows=100, models=frozenset({"one"}), idle=True), time.time()
+            )
+            await store.finish(claim.lease, Ending(JobState.FAILED, Failure("it went wrong", 500)), time.time())
+
+        working = asyncio.create_task(taken_up())
+        await keeper.part(30.0, waiting=True)
+        await working
+        await keeper.stop()
+        return asked.result.exception(timeout=0)
+
+    assert str(asyncio.run(heard())) == "it went wrong"
+
+
 def test_an_api_that_ends_keeps_nobody_for_what_nobody_computes(models):
     async def took():
         store, keeper = MemoryStore(), Keeper(Registry(), None)
